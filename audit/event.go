@@ -1,0 +1,187 @@
+package audit
+
+// SchemaVersion is the version of the journal's line format, carried by
+// run.start. It grows when a field changes its meaning or goes away, not when
+// one is added.
+const SchemaVersion = 1
+
+// Event is one thing that happened in a run. Its JSON form, an object, follows
+// the common fields (seq, time, run, type, prev) in the journal's line.
+//
+// Durations are milliseconds, counts of bytes are of payload as the peer sees it
+// (after TLS is removed), "sent" is away from the run and "received" is towards
+// it. docs/audit.md describes every field.
+type Event interface {
+	// Type is the event's name: "run.start", "http.request", ...
+	Type() string
+}
+
+// RunStart opens every journal.
+type RunStart struct {
+	Schema    int      `json:"schema"`
+	Name      string   `json:"name"`
+	Agent     string   `json:"agent"`
+	Kernel    string   `json:"kernel"`
+	Host      string   `json:"host"`
+	Command   []string `json:"command"`
+	Workspace string   `json:"workspace"`
+	Rootfs    string   `json:"rootfs,omitempty"`
+	Grants    []string `json:"grants"`
+	Policy    Policy   `json:"policy"`
+}
+
+// Policy is the network policy that a run was started with, rules as they were
+// written.
+type Policy struct {
+	Mode    string   `json:"mode"`
+	Allow   []string `json:"allow"`
+	Deny    []string `json:"deny"`
+	Resolve []string `json:"resolve"`
+}
+
+// RunExit closes every complete journal.
+type RunExit struct {
+	ExitCode   int          `json:"exit_code"`
+	Signal     string       `json:"signal,omitempty"`
+	Error      string       `json:"error,omitempty"`
+	DurationMS int64        `json:"duration_ms"`
+	Totals     Totals       `json:"totals"`
+	Kernel     KernelCounts `json:"kernel"`
+}
+
+// Totals counts a journal's own events.
+type Totals struct {
+	Flows    uint64 `json:"flows"`
+	Requests uint64 `json:"requests"`
+	Refused  uint64 `json:"refused"`
+	Hosts    uint64 `json:"hosts"`
+}
+
+// KernelCounts are the redirect program's own counters: what the kernel saw,
+// whatever the proxy made of it.
+type KernelCounts struct {
+	TCPRedirected uint64 `json:"tcp_redirected"`
+	DNSRedirected uint64 `json:"dns_redirected"`
+	UDPRefused    uint64 `json:"udp_refused"`
+}
+
+// FlowOpen says that a connection was accepted from the run, before its first
+// byte is forwarded.
+type FlowOpen struct {
+	Flow        uint64 `json:"flow"`
+	Protocol    string `json:"protocol"` // "tls", "http", "opaque"
+	Source      string `json:"source"`
+	Destination string `json:"destination"` // ADDRESS:PORT as the client dialled it
+	Host        string `json:"host"`        // the name behind the destination, else its address
+	Port        uint16 `json:"port"`
+}
+
+// FlowClose ends a flow.open.
+type FlowClose struct {
+	Flow          uint64 `json:"flow"`
+	Upstream      string `json:"upstream,omitempty"` // ADDRESS:PORT dialled last, when one was
+	BytesSent     int64  `json:"bytes_sent"`
+	BytesReceived int64  `json:"bytes_received"`
+	DurationMS    int64  `json:"duration_ms"`
+	Error         string `json:"error,omitempty"`
+}
+
+// TLSFailure is a handshake that did not complete, on either side of the proxy.
+type TLSFailure struct {
+	Flow  uint64 `json:"flow"`
+	Side  string `json:"side"` // "client": the run's program; "upstream": the server
+	Host  string `json:"host"`
+	Error string `json:"error"`
+}
+
+// HTTPRequest is one exchange, written when the response's last byte has passed
+// or the exchange broke.
+type HTTPRequest struct {
+	Flow          uint64 `json:"flow"`
+	Protocol      string `json:"protocol"` // as spoken with the client: "HTTP/1.1", "HTTP/2.0"
+	Method        string `json:"method"`
+	URL           string `json:"url"` // secrets in the query redacted
+	Upstream      string `json:"upstream,omitempty"`
+	Status        int    `json:"status"` // 0: no response came
+	BytesSent     int64  `json:"bytes_sent"`
+	BytesReceived int64  `json:"bytes_received"`
+	DurationMS    int64  `json:"duration_ms"`
+	UserAgent     string `json:"user_agent,omitempty"`
+	Error         string `json:"error,omitempty"`
+}
+
+// DNSQuery is one question to the run's resolver and what it was told.
+type DNSQuery struct {
+	Transport string   `json:"transport"` // "udp", "tcp"
+	Server    string   `json:"server"`    // ADDRESS:PORT as the client asked it
+	Name      string   `json:"name"`
+	QType     string   `json:"qtype"`
+	RCode     string   `json:"rcode"`
+	Answers   []string `json:"answers"`
+}
+
+// CredentialServe is one answer of the credential server to a program in the
+// run.
+type CredentialServe struct {
+	Grant       string `json:"grant"`
+	Protocol    string `json:"protocol"` // "process", "container"
+	Status      int    `json:"status"`
+	AccessKeyID string `json:"access_key_id,omitempty"`
+	Expiration  string `json:"expiration,omitempty"` // RFC 3339, UTC
+	Error       string `json:"error,omitempty"`      // the reason of a refusal
+}
+
+// CredentialRefresh is one AssumeRole made for the run.
+type CredentialRefresh struct {
+	Grant       string `json:"grant"`
+	Role        string `json:"role"`
+	Session     string `json:"session"`
+	AccessKeyID string `json:"access_key_id,omitempty"`
+	Expiration  string `json:"expiration,omitempty"` // RFC 3339, UTC
+	DurationMS  int64  `json:"duration_ms"`
+	Error       string `json:"error,omitempty"` // STS's code, or what went wrong
+}
+
+// Refused is something that the run tried and was not let do.
+type Refused struct {
+	Flow        uint64 `json:"flow,omitempty"` // 0: refused by the kernel, before any flow
+	Protocol    string `json:"protocol"`       // "tcp", "udp", "tls", "http", "dns", "opaque"
+	Destination string `json:"destination,omitempty"`
+	Host        string `json:"host"`
+	Port        uint16 `json:"port"`
+	Method      string `json:"method,omitempty"`
+	URL         string `json:"url,omitempty"`
+	Reason      string `json:"reason"` // a stable word: "not-allowed", "denied", "address", ...
+	Rule        string `json:"rule,omitempty"`
+	Detail      string `json:"detail,omitempty"`
+}
+
+// Type implements Event.
+func (RunStart) Type() string { return "run.start" }
+
+// Type implements Event.
+func (RunExit) Type() string { return "run.exit" }
+
+// Type implements Event.
+func (FlowOpen) Type() string { return "flow.open" }
+
+// Type implements Event.
+func (FlowClose) Type() string { return "flow.close" }
+
+// Type implements Event.
+func (TLSFailure) Type() string { return "tls.failure" }
+
+// Type implements Event.
+func (HTTPRequest) Type() string { return "http.request" }
+
+// Type implements Event.
+func (DNSQuery) Type() string { return "dns.query" }
+
+// Type implements Event.
+func (CredentialServe) Type() string { return "credential.serve" }
+
+// Type implements Event.
+func (CredentialRefresh) Type() string { return "credential.refresh" }
+
+// Type implements Event.
+func (Refused) Type() string { return "refused" }

@@ -1,0 +1,198 @@
+// Package audit is a run's evidence: an append-only journal of events, one JSON
+// object a line, each line chained to the one before it by SHA-256.
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// ErrSealed is returned by Append after the journal's last line.
+var ErrSealed = errors.New("the journal is sealed")
+
+// genesis is the prev of a journal's first line.
+var genesis = hex.EncodeToString(make([]byte, sha256.Size))
+
+// Header is what every line begins with.
+type Header struct {
+	Seq  uint64 `json:"seq"`  // 0 for run.start, then one more each line
+	Time string `json:"time"` // RFC 3339, UTC, nanoseconds
+	Run  string `json:"run"`
+	Type string `json:"type"`
+	Prev string `json:"prev"` // SHA-256 of the line before, without its newline; zeros for the first
+}
+
+// Seal is a finished journal's length and last hash. It is kept outside the
+// journal, so that lines cut from its end are missed.
+type Seal struct {
+	Run    string `json:"run"`
+	Lines  uint64 `json:"lines"`
+	SHA256 string `json:"sha256"` // of the last line, without its newline
+	// Interrupted: the agent ended before it could write run.exit; the seal
+	// was made later, over what it had written.
+	Interrupted bool `json:"interrupted,omitempty"`
+}
+
+// Journal is an open journal. It is safe for concurrent use.
+type Journal struct {
+	mu     sync.Mutex
+	file   *os.File
+	seal   Seal
+	size   int64
+	totals Totals
+	hosts  map[string]struct{}
+	err    error
+	failed chan struct{}
+	buf    bytes.Buffer
+	enc    *json.Encoder
+}
+
+// maxHosts bounds the set from which Totals.Hosts is counted.
+const maxHosts = 1 << 16
+
+// Create starts a run's journal in a new file, mode 0600.
+func Create(path, run string) (*Journal, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create the journal: %w", err)
+	}
+	j := &Journal{
+		file:   file,
+		seal:   Seal{Run: run, SHA256: genesis},
+		hosts:  make(map[string]struct{}),
+		failed: make(chan struct{}),
+	}
+	j.enc = json.NewEncoder(&j.buf)
+	j.enc.SetEscapeHTML(false)
+	return j, nil
+}
+
+// Append writes one event and returns once the kernel has it. After the first
+// failure the journal takes nothing more and every call returns that error: a
+// caller must not let pass what it could not record.
+func (j *Journal) Append(e Event) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.append(e)
+}
+
+func (j *Journal) append(e Event) error {
+	if j.err != nil {
+		return j.err
+	}
+	line, err := j.encode(e)
+	if err == nil {
+		err = j.write(line)
+	}
+	if err != nil {
+		j.err = fmt.Errorf("write the journal: %w", err)
+		close(j.failed)
+		return j.err
+	}
+	sum := sha256.Sum256(line[:len(line)-1])
+	j.seal.SHA256 = hex.EncodeToString(sum[:])
+	j.seal.Lines++
+	j.count(e)
+	return nil
+}
+
+// encode returns the event's line, newline included, valid until the next call.
+func (j *Journal) encode(e Event) ([]byte, error) {
+	j.buf.Reset()
+	err := j.enc.Encode(Header{
+		Seq:  j.seal.Lines,
+		Time: time.Now().UTC().Format(time.RFC3339Nano),
+		Run:  j.seal.Run,
+		Type: e.Type(),
+		Prev: j.seal.SHA256,
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Two objects make one line: `{"seq":...}\n` and `{...}\n`, of which the
+	// inner `}\n{` becomes a comma.
+	head := j.buf.Len()
+	if err := j.enc.Encode(e); err != nil {
+		return nil, err
+	}
+	line := j.buf.Bytes()
+	body := line[head:]
+	if string(body) == "{}\n" {
+		return line[:head], nil
+	}
+	line[head-2] = ','
+	copy(line[head-1:], body[1:])
+	return line[:len(line)-2], nil
+}
+
+// write appends the whole line or leaves the file as it was.
+func (j *Journal) write(line []byte) error {
+	n, err := j.file.Write(line)
+	if err != nil {
+		if n > 0 {
+			err = errors.Join(err, j.file.Truncate(j.size))
+		}
+		return err
+	}
+	j.size += int64(n)
+	return nil
+}
+
+func (j *Journal) count(e Event) {
+	switch e := e.(type) {
+	case FlowOpen:
+		j.totals.Flows++
+		if len(j.hosts) < maxHosts {
+			j.hosts[e.Host] = struct{}{}
+		}
+		j.totals.Hosts = uint64(len(j.hosts))
+	case HTTPRequest:
+		j.totals.Requests++
+	case Refused:
+		j.totals.Refused++
+	}
+}
+
+// Failed is closed when the journal could not be written.
+func (j *Journal) Failed() <-chan struct{} { return j.failed }
+
+// Err is the error that closed Failed, else nil.
+func (j *Journal) Err() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if errors.Is(j.err, ErrSealed) {
+		return nil
+	}
+	return j.err
+}
+
+// Totals counts what was written so far.
+func (j *Journal) Totals() Totals {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.totals
+}
+
+// Seal writes run.exit with the journal's totals as the last line, brings the
+// file to the disk and closes it. The seal it returns belongs outside the
+// journal.
+func (j *Journal) Seal(exit RunExit) (Seal, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	exit.Totals = j.totals
+	err := j.append(exit)
+	if err == nil {
+		if err = j.file.Sync(); err != nil {
+			err = fmt.Errorf("sync the journal: %w", err)
+		}
+		j.err = ErrSealed
+	}
+	return j.seal, errors.Join(err, j.file.Close())
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// run is the program: it returns the exit code of one command line.
+func run(e *env) int {
+	root := &cobra.Command{
+		Use:   "agent",
+		Short: "Run a command whose every byte out is seen, judged and recorded",
+		Example: `  agent grant aws --role arn:aws:iam::123456789012:role/AgentRole
+  agent run --grant aws -- aws s3 ls
+  agent audit last`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.AddCommand(
+		newVersionCommand(e),
+	)
+	root.SetArgs(e.args)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	return e.report(root.Execute())
+}
+
+// version is set by the Makefile.
+var version = "dev"
+
+func newVersionCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintf(e.stdout, "agent %s\n", version)
+			return err
+		},
+	}
+}
