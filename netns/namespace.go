@@ -1,0 +1,227 @@
+// Package netns makes network namespaces that have no way out: a loopback
+// interface on which every address of the internet is local.
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The first thread must never be one that Do has moved: /proc/self and the
+// process's other users of the first thread would follow it.
+func init() { runtime.LockOSThread() }
+
+// The addresses of a run itself, on its loopback interface. IPv4's is from
+// the range for benchmarks (RFC 2544), IPv6's is a unique local one (RFC 4193).
+var (
+	Own4 = netip.MustParseAddr("198.19.255.254")
+	Own6 = netip.MustParseAddr("fdfe:a6e2:6f70::1")
+)
+
+// The addresses for the host's listeners inside the namespace. Unlike the run's
+// own they are redirected, so that the listeners are not to be had but through
+// the redirect.
+var (
+	Host4 = netip.MustParseAddr("198.19.255.253")
+	Host6 = netip.MustParseAddr("fdfe:a6e2:6f70::53")
+)
+
+// Namespace is a network namespace. It lives as long as this value, or a
+// process in it.
+type Namespace struct {
+	file *os.File
+	ipv6 bool
+}
+
+// New makes a namespace with lo only, every address routed to it.
+func New() (*Namespace, error) {
+	ns := &Namespace{ipv6: hasIPv6()}
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare a network namespace: %w", err)
+		}
+		file, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return fmt.Errorf("open the network namespace: %w", err)
+		}
+		ns.file = file
+		return ns.setUp()
+	})
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return ns, nil
+}
+
+// IPv6 reports whether the namespace has IPv6; it lacks it where the host does.
+func (ns *Namespace) IPv6() bool { return ns.ipv6 }
+
+// File is the namespace's descriptor, owned by the Namespace.
+func (ns *Namespace) File() *os.File { return ns.file }
+
+// Path names the namespace for as long as this process holds it.
+func (ns *Namespace) Path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd())
+}
+
+// Do calls f on a thread inside the namespace. Goroutines that f starts run
+// outside of it; sockets that f makes belong to it for life.
+func (ns *Namespace) Do(f func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// Listen opens a TCP listener inside the namespace; network is "tcp4" or
+// "tcp6".
+func (ns *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListener, error) {
+	var listener net.Listener
+	err := ns.Do(func() (err error) {
+		var config net.ListenConfig
+		config.SetMultipathTCP(false) // which a SOCKMAP refuses
+		listener, err = config.Listen(context.Background(), network, addr.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return listener.(*net.TCPListener), nil
+}
+
+// ListenPacket opens a UDP socket inside the namespace; network is "udp4" or
+// "udp6". It may send from any address.
+func (ns *Namespace) ListenPacket(network string, addr netip.AddrPort) (*net.UDPConn, error) {
+	var conn net.PacketConn
+	err := ns.Do(func() (err error) {
+		config := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) error {
+			return setFreebind(network, raw)
+		}}
+		conn, err = config.ListenPacket(context.Background(), network, addr.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// setFreebind lets a socket name source addresses that no interface has: the
+// resolver answers from the address that it was asked at. IPv4 takes any local
+// address anyway.
+func setFreebind(network string, raw syscall.RawConn) error {
+	if network != "udp6" {
+		return nil
+	}
+	var err error
+	if ctlErr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
+	}); ctlErr != nil {
+		return ctlErr
+	}
+	return os.NewSyscallError("setsockopt IPV6_FREEBIND", err)
+}
+
+// Close lets go of the namespace. It may be called again.
+func (ns *Namespace) Close() error {
+	if ns.file == nil {
+		return nil
+	}
+	file := ns.file
+	ns.file = nil
+	return file.Close()
+}
+
+// onThread calls f on a thread of its own that ends with it, so that whatever f
+// changes of the thread cannot reach another goroutine.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		done <- f()
+	}()
+	return <-done
+}
+
+// setUp configures the namespace of the current thread.
+func (ns *Namespace) setUp() error {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open a netlink socket: %w", err)
+	}
+	defer handle.Close()
+	lo, err := handle.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := handle.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	addrs := []netip.Addr{Own4, Host4}
+	routes := []*netlink.Route{
+		{Dst: prefix(netip.IPv4Unspecified(), 0), Scope: netlink.SCOPE_HOST, Src: Own4.AsSlice()},
+	}
+	sysctls := [][2]string{
+		// Every address is local, so every ping would be answered by ourselves.
+		{"net/ipv4/icmp_echo_ignore_all", "1"},
+		{"net/ipv4/ip_local_port_range", "1024 65535"},
+	}
+	if ns.ipv6 {
+		addrs = append(addrs, Own6, Host6)
+		routes = append(routes, &netlink.Route{Dst: prefix(netip.IPv6Unspecified(), 0)}) // the kernel takes no src here
+		sysctls = append(sysctls, [2]string{"net/ipv6/icmp/echo_ignore_all", "1"})
+		if err := setSysctl("net/ipv6/conf/lo/disable_ipv6", "0"); err != nil {
+			return err
+		}
+	}
+	for _, addr := range addrs {
+		add := &netlink.Addr{IPNet: prefix(addr, addr.BitLen()), Flags: unix.IFA_F_NODAD}
+		if err := handle.AddrAdd(lo, add); err != nil {
+			return fmt.Errorf("add %s to lo: %w", addr, err)
+		}
+	}
+	for _, route := range routes {
+		route.LinkIndex = lo.Attrs().Index
+		route.Type = unix.RTN_LOCAL
+		route.Table = unix.RT_TABLE_MAIN
+		if err := handle.RouteAdd(route); err != nil {
+			return fmt.Errorf("add route local %s dev lo: %w", route.Dst, err)
+		}
+	}
+	for _, sysctl := range sysctls {
+		if err := setSysctl(sysctl[0], sysctl[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func prefix(addr netip.Addr, bits int) *net.IPNet {
+	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())}
+}
+
+// setSysctl sets a network setting of the current thread's namespace: below
+// /proc/sys/net every thread sees its own.
+func setSysctl(name, value string) error {
+	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+		return fmt.Errorf("set sysctl %s: %w", name, err)
+	}
+	return nil
+}
+
+// hasIPv6 is false where the kernel was started with ipv6.disable=1.
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
