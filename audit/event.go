@@ -8,9 +8,8 @@ const SchemaVersion = 1
 // Event is one thing that happened in a run. Its JSON form, an object, follows
 // the common fields (seq, time, run, type, prev) in the journal's line.
 //
-// Durations are milliseconds, counts of bytes are of payload as the peer sees it
-// (after TLS is removed), "sent" is away from the run and "received" is towards
-// it. docs/audit.md describes every field.
+// Durations are milliseconds. Bytes "sent" go away from the run, "received" ones
+// towards it. docs/audit.md describes every field.
 type Event interface {
 	// Type is the event's name: "run.start", "http.request", ...
 	Type() string
@@ -69,7 +68,7 @@ type KernelCounts struct {
 // byte is forwarded.
 type FlowOpen struct {
 	Flow        uint64 `json:"flow"`
-	Protocol    string `json:"protocol"` // "tls", "http", "opaque"
+	Protocol    string `json:"protocol"` // "tls", "http", "dns", "opaque"
 	Source      string `json:"source"`
 	Destination string `json:"destination"` // ADDRESS:PORT as the client dialled it
 	Host        string `json:"host"`        // the name behind the destination, else its address
@@ -79,9 +78,9 @@ type FlowOpen struct {
 // FlowClose ends a flow.open.
 type FlowClose struct {
 	Flow          uint64 `json:"flow"`
-	Upstream      string `json:"upstream,omitempty"` // ADDRESS:PORT dialled last, when one was
-	BytesSent     int64  `json:"bytes_sent"`
-	BytesReceived int64  `json:"bytes_received"`
+	Upstream      string `json:"upstream,omitempty"` // ADDRESS:PORT dialled for an opaque flow
+	BytesSent     int64  `json:"bytes_sent"`         // on the run's connection, TLS included
+	BytesReceived int64  `json:"bytes_received"`     // likewise
 	DurationMS    int64  `json:"duration_ms"`
 	Error         string `json:"error,omitempty"`
 }
@@ -102,9 +101,9 @@ type HTTPRequest struct {
 	Method        string `json:"method"`
 	URL           string `json:"url"` // secrets in the query redacted
 	Upstream      string `json:"upstream,omitempty"`
-	Status        int    `json:"status"` // 0: no response came
-	BytesSent     int64  `json:"bytes_sent"`
-	BytesReceived int64  `json:"bytes_received"`
+	Status        int    `json:"status"`         // as the client got it; 0: none
+	BytesSent     int64  `json:"bytes_sent"`     // of the request's body
+	BytesReceived int64  `json:"bytes_received"` // of the response's body
 	DurationMS    int64  `json:"duration_ms"`
 	UserAgent     string `json:"user_agent,omitempty"`
 	Error         string `json:"error,omitempty"`
@@ -118,6 +117,8 @@ type DNSQuery struct {
 	QType     string   `json:"qtype"`
 	RCode     string   `json:"rcode"`
 	Answers   []string `json:"answers"`
+	Reason    string   `json:"reason,omitempty"` // why connections to the name will be refused
+	Rule      string   `json:"rule,omitempty"`
 }
 
 // CredentialServe is one answer of the credential server to a program in the

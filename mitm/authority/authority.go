@@ -91,6 +91,9 @@ func (a *Authority) Leaf(name string) (*tls.Certificate, error) {
 		return certificate, nil
 	}
 	minted, err, _ := a.minting.Do(name, func() (any, error) {
+		if certificate := a.cached(name); certificate != nil {
+			return certificate, nil // of a minting that ended between the two looks
+		}
 		certificate, err := a.mint(name)
 		if err == nil {
 			a.keep(&leaf{name, certificate})
