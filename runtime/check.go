@@ -1,0 +1,141 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// systemFolders cannot be a workspace or be mounted into a run, nor can what
+// holds one of them: the run could change the host through them.
+var systemFolders = []string{
+	"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/media", "/mnt", "/opt",
+	"/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local",
+	"/usr/sbin", "/var", "/var/cache", "/var/lib", "/var/log", "/var/run", "/var/tmp",
+}
+
+// kernelFolders cannot be either, nor can what is in them.
+var kernelFolders = []string{"/proc", "/sys", "/dev", "/run", "/boot"}
+
+// CheckWorkspace returns a workspace's path with its links resolved, or why a
+// run cannot work there. hidden are the Config's.
+func CheckWorkspace(path string, hidden ...string) (string, error) {
+	real, err := existing(path)
+	if err != nil {
+		return "", fmt.Errorf("workspace %s: %w", path, err)
+	}
+	if !isDir(real) {
+		return "", fmt.Errorf("workspace %s: not a folder", path)
+	}
+	if err := exposes(real, hidden); err != nil {
+		return "", fmt.Errorf("workspace %s: %w", path, err)
+	}
+	return real, nil
+}
+
+// CheckMount returns a mount with the links of its source resolved, or why a
+// run cannot have it. hidden are the Config's.
+func CheckMount(m Mount, hidden ...string) (Mount, error) {
+	real, err := existing(m.Source)
+	if err != nil {
+		return Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
+	}
+	if err := exposes(real, hidden); err != nil {
+		return Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
+	}
+	st, err := os.Stat(real)
+	if err != nil {
+		return Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
+	}
+	if !st.IsDir() && !st.Mode().IsRegular() {
+		return Mount{}, fmt.Errorf("mount %s: neither a folder nor a regular file", m.Source)
+	}
+	if !filepath.IsAbs(m.Destination) {
+		return Mount{}, fmt.Errorf("mount %s at %q: the path in the run must be absolute", m.Source, m.Destination)
+	}
+	destination := filepath.Clean(m.Destination)
+	reserved := []string{"/proc", "/sys", "/dev", agentopsFolder}
+	if destination == "/" || within(destination, reserved...) {
+		return Mount{}, fmt.Errorf("mount %s at %s: the run has its own there", m.Source, destination)
+	}
+	return Mount{Source: real, Destination: destination, ReadOnly: m.ReadOnly}, nil
+}
+
+// CheckRootfs returns the path of a tree with its links resolved, or why it
+// cannot be a run's root. hidden are the Config's.
+func CheckRootfs(path string, hidden ...string) (string, error) {
+	real, err := existing(path)
+	if err != nil {
+		return "", fmt.Errorf("rootfs %s: %w", path, err)
+	}
+	if !isDir(real) {
+		return "", fmt.Errorf("rootfs %s: not a folder", path)
+	}
+	if err := exposes(real, hidden); err != nil {
+		return "", fmt.Errorf("rootfs %s: %w", path, err)
+	}
+	return real, nil
+}
+
+// existing resolves the links of an absolute path to something that is there.
+func existing(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", errors.New("the path must be absolute")
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", unwrapPath(err)
+	}
+	return real, nil
+}
+
+// unwrapPath drops the path from an error that the caller puts it in front of.
+func unwrapPath(err error) error {
+	if perr, ok := errors.AsType[*os.PathError](err); ok {
+		return perr.Err
+	}
+	return err
+}
+
+// exposes says what a run that is given path could reach that it must not.
+func exposes(path string, hidden []string) error {
+	if path == "/" {
+		return errors.New("the run would have the whole host")
+	}
+	for _, dir := range systemFolders {
+		if within(dir, path) || within(resolve(dir), path) {
+			return fmt.Errorf("it is or holds %s, which is the host's", dir)
+		}
+	}
+	for _, dir := range kernelFolders {
+		if within(path, dir) {
+			return fmt.Errorf("it is in %s, which is the host's", dir)
+		}
+	}
+	for _, dir := range homes() {
+		dir = resolve(dir)
+		if within(dir, path) {
+			return fmt.Errorf("it is or holds the home folder %s, where keys are kept", dir)
+		}
+		for _, name := range homeSecrets {
+			if within(path, filepath.Join(dir, name)) {
+				return fmt.Errorf("it is in %s, where secrets are kept", filepath.Join(dir, name))
+			}
+		}
+	}
+	secrets := slices.Concat(hidden, engineSockets)
+	for _, pattern := range secretPaths {
+		if found, _ := filepath.Glob(pattern); found != nil {
+			secrets = append(secrets, found...)
+		}
+	}
+	for _, secret := range secrets {
+		secret = resolve(secret)
+		if within(path, secret) || within(secret, path) {
+			return fmt.Errorf("it is, holds or is in %s, which runs must not see", secret)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/user"
+)
+
+// freshFolders are the host's that a run gets empty ones of its own for, and
+// their modes: what is in them belongs to the host's users and daemons.
+var freshFolders = []struct{ path, mode string }{
+	{"/tmp", "1777"},
+	{"/var/tmp", "1777"},
+	{"/run", "0755"},
+	{"/root", "0700"},
+	{"/home", "0755"},
+	{"/mnt", "0755"},
+	{"/media", "0755"},
+}
+
+// secretPaths are patterns of files and folders of the host that hold secrets,
+// or other containers. A run sees empty ones in their place.
+var secretPaths = []string{
+	// Passwords and what guards them.
+	"/etc/shadow*", "/etc/gshadow*", "/etc/.pwd.lock", "/etc/security/opasswd",
+	"/etc/sudoers*", "/etc/doas.conf",
+	"/var/backups", // Debian's daily copies of shadow and gshadow
+	// Private keys.
+	"/etc/ssl/private", "/etc/pki/tls/private", "/etc/pki/*/private",
+	"/etc/ssh/ssh_host_*_key", "/etc/krb5.keytab", "/etc/ipsec.secrets", "/etc/ipsec.d/private",
+	"/etc/swanctl/private", "/etc/swanctl/rsa", "/etc/swanctl/ecdsa", "/etc/wireguard", "/etc/openvpn",
+	"/etc/letsencrypt", "/var/lib/letsencrypt", "/var/lib/caddy",
+	"/etc/NetworkManager/system-connections", "/etc/wpa_supplicant", "/etc/ppp",
+	"/etc/luks*", "/etc/cryptsetup-keys.d", "/etc/credstore*", "/var/lib/systemd/credential.secret",
+	"/etc/vault*", "/etc/consul.d", "/var/lib/vault", "/var/lib/acme",
+	// Identities of hosts in clouds, fleets and clusters.
+	"/var/lib/cloud", "/etc/cloud", "/var/log/cloud-init*.log", "/var/lib/waagent", "/var/lib/amazon",
+	"/etc/aws", "/etc/boto.cfg", "/etc/google", "/etc/azure",
+	"/etc/kubernetes", "/etc/rancher", "/etc/cni", "/etc/docker", "/etc/containers", "/etc/crio",
+	"/etc/puppetlabs", "/etc/salt/pki", "/etc/chef", "/etc/gitlab-runner", "/etc/sssd", "/var/lib/sss",
+	"/etc/netrc", "/etc/apt/auth.conf*", "/etc/mysql/debian.cnf", "/etc/ceph", "/etc/agentops",
+	// Container engines, virtual machines and their contents.
+	"/var/lib/docker*", "/var/lib/containerd*", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/rancher",
+	"/var/lib/k0s", "/var/lib/crio", "/var/lib/cri-o", "/var/lib/cni", "/var/lib/etcd", "/var/lib/buildkit",
+	"/var/lib/lxc", "/var/lib/lxd", "/var/lib/incus", "/var/lib/libvirt", "/var/lib/machines",
+	"/var/lib/portables", "/var/lib/nerdctl", "/var/lib/snapd", "/var/snap", "/opt/containerd",
+	// What a crash or a log may have caught.
+	"/var/crash", "/var/lib/systemd/coredump", "/var/log/journal", "/var/log/audit", "/var/log/auth.log*",
+	"/var/spool", "/var/mail", "/boot", "/lost+found", "/swapfile", "/swap.img",
+}
+
+// homeSecrets are what users and programs keep credentials in, below a home.
+// Homes are hidden where they usually are; a daemon's may be anywhere.
+var homeSecrets = []string{
+	".ssh", ".aws", ".gnupg", ".netrc", ".kube", ".docker", ".azure", ".git-credentials", ".pgpass", ".my.cnf",
+	".npmrc", ".pypirc", ".vault-token", ".config", ".local", ".cache", ".bash_history", ".password-store",
+}
+
+// engineSockets give whoever can write to them the host.
+var engineSockets = []string{
+	"/run/docker.sock", "/var/run/docker.sock", "/run/containerd", "/run/crio", "/run/podman",
+	"/run/dbus", "/run/systemd", "/run/snapd.socket", "/var/lib/lxd", "/var/lib/incus",
+}
+
+// hiding is what of the host a run does not see.
+type hiding struct {
+	fresh  []string // folders replaced by empty ones
+	masked []string // what exists outside of these and is covered
+}
+
+// hide looks up on this host what a run with the given visible folders must not
+// see. extra are paths to hide beside the usual ones.
+func hide(extra, visible []string) (hiding, error) {
+	var h hiding
+	for _, folder := range freshFolders {
+		if isDir(folder.path) {
+			h.fresh = append(h.fresh, resolve(folder.path))
+		}
+	}
+	candidates := slices.Clone(extra)
+	for _, pattern := range secretPaths {
+		if !strings.ContainsRune(pattern, '*') {
+			candidates = append(candidates, pattern)
+			continue
+		}
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return hiding{}, err
+		}
+		candidates = append(candidates, found...)
+	}
+	for _, dir := range homes() {
+		if within(dir, h.fresh...) {
+			continue
+		}
+		for _, name := range homeSecrets {
+			candidates = append(candidates, filepath.Join(dir, name))
+		}
+	}
+	sockets, err := hostSockets()
+	if err != nil {
+		return hiding{}, err
+	}
+	for _, socket := range sockets {
+		if !within(socket, visible...) {
+			candidates = append(candidates, socket)
+		}
+	}
+	for _, path := range candidates {
+		if _, err := os.Stat(path); err != nil {
+			continue // nothing there, or a link to nothing
+		}
+		if path = resolve(path); !within(path, h.fresh...) && path != "/" {
+			h.masked = append(h.masked, path)
+		}
+	}
+	slices.Sort(h.masked)
+	h.masked = slices.Compact(h.masked)
+	return h, nil
+}
+
+// homes are the home folders of this host's users, each once, but for those
+// that are no one's: daemons are given / and folders of programs.
+func homes() []string {
+	users, err := user.ParsePasswdFile("/etc/passwd")
+	if err != nil {
+		return nil // no users: no homes
+	}
+	shared := []string{"/", "/bin", "/sbin", "/usr", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/nonexistent", "/var", "/var/empty"}
+	var dirs []string
+	for _, u := range users {
+		dir := filepath.Clean(u.Home)
+		if filepath.IsAbs(dir) && !slices.Contains(shared, dir) && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// hostSockets are the path names of the unix sockets bound on this host. An
+// overlay's copy of one cannot be connected to on every kernel, but to rely on
+// that would be to rely on a gap.
+func hostSockets() ([]string, error) {
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return nil, err
+	}
+	return boundSockets(table), nil
+}
+
+// boundSockets reads the path names in /proc/net/unix: eight columns, the last
+// of which is the name and may hold spaces.
+func boundSockets(table []byte) []string {
+	var paths []string
+	lines := bufio.NewScanner(bytes.NewReader(table))
+	for lines.Scan() {
+		if i := strings.Index(lines.Text(), " /"); i >= 0 {
+			paths = append(paths, filepath.Clean(lines.Text()[i+1:]))
+		}
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
+// within says whether path is one of dirs or below one.
+func within(path string, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+	})
+}
+
+// resolve follows the links of a path as far as it exists.
+func resolve(path string) string {
+	path = filepath.Clean(path)
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	if path == "/" || path == "." {
+		return path
+	}
+	return filepath.Join(resolve(filepath.Dir(path)), filepath.Base(path))
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}

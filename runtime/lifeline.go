@@ -1,0 +1,66 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// lifeline is our end of the socket to a container's init, which ends when the
+// socket does: with this process, however it dies. Signals for the command go
+// over it, so that none is lost before init can take one. helper/program has
+// the other end and describes the words.
+type lifeline struct {
+	*os.File
+	killed syscall.Signal // what the command died of; set when listen returns
+}
+
+const (
+	wordStopped = 'S'
+	wordKilled  = 'K'
+)
+
+// newLifeline returns our end and init's.
+func newLifeline() (*lifeline, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the lifeline: %w", err)
+	}
+	inner := os.NewFile(uintptr(fds[1]), "lifeline")
+	if err := unix.SetNonblock(fds[0], true); err != nil { // so that Close ends a Read
+		return nil, nil, errors.Join(fmt.Errorf("make the lifeline: %w", err), inner.Close(), unix.Close(fds[0]))
+	}
+	return &lifeline{File: os.NewFile(uintptr(fds[0]), "lifeline")}, inner, nil
+}
+
+// listen takes what init says until it ends. stopped is called each time that
+// the command was stopped.
+func (l *lifeline) listen(stopped func()) {
+	for word := make([]byte, 2); ; {
+		if _, err := io.ReadFull(l, word); err != nil {
+			return
+		}
+		switch word[0] {
+		case wordStopped:
+			stopped()
+		case wordKilled:
+			l.killed = syscall.Signal(word[1])
+		}
+	}
+}
+
+// send passes a signal to the command.
+func (l *lifeline) send(s syscall.Signal) error {
+	_, err := l.Write([]byte{byte(s)})
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
+		return os.ErrProcessDone
+	}
+	if err != nil {
+		return fmt.Errorf("pass %v to the command: %w", s, err)
+	}
+	return nil
+}

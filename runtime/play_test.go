@@ -1,0 +1,3 @@
+package runtime
+
+func play(role string) int { return 1 }

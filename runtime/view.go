@@ -1,0 +1,282 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	agentopsFolder = "/agentops"
+	helperName     = "helper"
+	bundleName     = "ca-bundle.pem"
+
+	// HelperPath is the helper's path in every run.
+	HelperPath = agentopsFolder + "/" + helperName
+	// BundlePath is the trusted CAs' in every run that has a bundle.
+	BundlePath = agentopsFolder + "/" + bundleName
+)
+
+// bundlePaths are where systems keep the bundle of the CAs that they trust.
+var bundlePaths = []string{
+	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Ubuntu, Alpine, Gentoo, Arch
+	"/etc/pki/tls/certs/ca-bundle.crt",                  // Fedora, RHEL
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // CentOS, RHEL 7 and later
+	"/etc/ssl/ca-bundle.pem",                            // openSUSE
+	"/var/lib/ca-certificates/ca-bundle.pem",            // openSUSE, what the former links to
+	"/etc/pki/tls/cacert.pem",                           // OpenELEC
+	"/etc/pki/tls/cert.pem",                             // Fedora's OpenSSL
+	"/etc/ssl/cert.pem",                                 // Alpine
+	"/usr/lib/ssl/cert.pem",                             // Debian's OpenSSL
+	"/usr/local/share/certs/ca-root-nss.crt",            // FreeBSD's layout, as some images have it
+	"/usr/local/ssl/cert.pem",                           // OpenSSL built from source
+}
+
+// view is the tree that a run sees, put together on the container's thread.
+type view struct {
+	base  string // the folder on disk that holds all of it
+	root  string // the tree, to be the container's root
+	stage string // a tmpfs with what is mounted into the tree
+
+	fresh   []string // folders that get an empty tmpfs
+	masked  []string // what could not be hidden in the tree itself
+	bundles []string // where the bundle goes
+}
+
+// newView puts the tree together. Nobody but the calling thread sees it.
+func newView(cfg *Config) (*view, error) {
+	v := &view{base: viewFolder(cfg.Folder)}
+	v.root = filepath.Join(v.base, "root")
+	v.stage = filepath.Join(v.base, "stage")
+	if err := os.MkdirAll(v.base, 0o700); err != nil {
+		return nil, fmt.Errorf("make the run's view: %w", err)
+	}
+	if err := v.fitForOverlay(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{v.root, v.stage} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the run's view: %w", err)
+		}
+	}
+	if err := v.fillStage(cfg); err != nil {
+		return nil, fmt.Errorf("fill /agentops: %w", err)
+	}
+	layers, err := v.layers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for i := range layers {
+		if err := layers[i].mount(v.root); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.settle(cfg); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// viewFolder is where a run's folder holds its changes to the filesystem.
+func viewFolder(folder string) string { return filepath.Join(folder, "view") }
+
+// fitForOverlay lays a tmpfs over the base where its filesystem cannot hold an
+// overlay's changes, as in a container: they take memory then.
+func (v *view) fitForOverlay() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(v.base, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: v.base, Err: err}
+	}
+	unfit := []int64{unix.OVERLAYFS_SUPER_MAGIC, unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC,
+		unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.MSDOS_SUPER_MAGIC}
+	if !slices.Contains(unfit, int64(st.Type)) {
+		return nil
+	}
+	return mountTmpfs(v.base)
+}
+
+func mountTmpfs(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// layers prepares the filesystems of the tree, with everything hidden that the
+// run must not see.
+func (v *view) layers(cfg *Config) ([]layer, error) {
+	if cfg.Rootfs != "" {
+		l := layer{lower: cfg.Rootfs, at: "/"}
+		number(&l, v.base, 0)
+		return []layer{l}, l.prepare()
+	}
+	visible := []string{cfg.Workspace}
+	for _, m := range cfg.Mounts {
+		visible = append(visible, m.Source)
+	}
+	h, err := hide(append([]string{cfg.Folder, cfg.Live}, cfg.Hidden...), visible)
+	if err != nil {
+		return nil, fmt.Errorf("find what to hide: %w", err)
+	}
+	v.fresh = h.fresh
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("list the host's mounts: %w", err)
+	}
+	skipped := slices.Concat(h.fresh, h.masked, []string{"/proc", "/sys", "/dev"}, visible)
+	layers := hostLayers(mounts, v.base, skipped)
+	for i := range layers {
+		if err := layers[i].prepare(); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range h.masked {
+		// The deepest layer that holds the path comes last.
+		i := len(layers) - 1
+		for ; i > 0 && !within(path, layers[i].at); i-- {
+		}
+		if layers[i].upper == "" || layers[i].at == path || layers[i].conceal(path) != nil {
+			v.masked = append(v.masked, path)
+		}
+	}
+	return layers, nil
+}
+
+// settle makes the places in the tree that something is mounted on what they
+// must be. The tree may be anyone's, with links for them that lead elsewhere;
+// it is the run's copy that is changed.
+func (v *view) settle(cfg *Config) error {
+	for _, name := range []string{"proc", "sys", "dev", "agentops"} {
+		path := filepath.Join(v.root, name)
+		if st, err := os.Lstat(path); err == nil && !st.IsDir() {
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("replace /%s: %w", name, err)
+			}
+		}
+	}
+	etc, err := securejoin.SecureJoin(v.root, "/etc")
+	if err != nil {
+		return fmt.Errorf("find /etc: %w", err)
+	}
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return fmt.Errorf("make /etc: %w", err)
+	}
+	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
+		path := filepath.Join(etc, name)
+		st, err := os.Lstat(path)
+		if err == nil && st.Mode().IsRegular() {
+			continue
+		}
+		if err == nil {
+			err = os.RemoveAll(path)
+		}
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = os.WriteFile(path, nil, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("replace /etc/%s: %w", name, err)
+		}
+	}
+	return v.findBundles(cfg)
+}
+
+// findBundles looks for the trust stores of the tree, each once.
+func (v *view) findBundles(cfg *Config) error {
+	if cfg.Bundle == nil {
+		return nil
+	}
+	var seen []string
+	for _, path := range bundlePaths {
+		real, err := securejoin.SecureJoin(v.root, path)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", path, err)
+		}
+		if st, err := os.Lstat(real); err != nil || !st.Mode().IsRegular() || slices.Contains(seen, real) {
+			continue
+		}
+		seen = append(seen, real)
+		v.bundles = append(v.bundles, path)
+	}
+	return nil
+}
+
+// fillStage writes what is mounted into the tree to a tmpfs, never to a disk:
+// there are tokens among it.
+func (v *view) fillStage(cfg *Config) error {
+	if err := mountTmpfs(v.stage); err != nil {
+		return err
+	}
+	files := map[string]File{
+		"agentops/" + helperName: {Content: cfg.Helper, Mode: 0o555},
+		"resolv.conf":            {Content: cfg.ResolvConf},
+		"hosts":                  {Content: cfg.Hosts},
+		"hostname":               {Content: []byte(hostname(cfg.Hostname) + "\n")},
+	}
+	if cfg.Bundle != nil {
+		files["agentops/"+bundleName] = File{Content: cfg.Bundle}
+	}
+	for name, file := range cfg.Files {
+		files["agentops/"+name] = file
+	}
+	for name, file := range files {
+		path := filepath.Join(v.stage, name)
+		if err := makeFolders(filepath.Dir(path)); err != nil {
+			return err
+		}
+		mode := file.Mode.Perm()
+		if mode == 0 {
+			mode = 0o444
+		}
+		if err := os.WriteFile(path, file.Content, mode); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, mode); err != nil { // whatever the umask is
+			return err
+		}
+	}
+	return nil
+}
+
+// makeFolders makes folders that every user of the run can pass.
+func makeFolders(dir string) error {
+	if isDir(dir) {
+		return nil
+	}
+	if err := makeFolders(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
+}
+
+// hostname cuts a name to what the kernel keeps.
+func hostname(name string) string {
+	const most = 64
+	return name[:min(len(name), most)]
+}
+
+// discard takes the tree apart, on the container's thread, and removes the
+// run's changes from the disk.
+func (v *view) discard() error {
+	for _, dir := range []string{v.root, v.stage} {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	if err := unix.Unmount(v.base, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", v.base, err)
+	}
+	if err := os.RemoveAll(v.base); err != nil {
+		return fmt.Errorf("remove the run's changes: %w", err)
+	}
+	return nil
+}
