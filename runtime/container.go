@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 
+	_ "github.com/opencontainers/cgroups/devices" // without which no device rule is set
 	"github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -70,7 +71,7 @@ func Create(cfg Config) (_ *Container, err error) {
 func (c *Container) create(cfg *Config) error {
 	v, err := newView(cfg)
 	// Also what a view that failed has mounted and written.
-	c.cleanup.push(func() error { return c.thread.do((&view{base: viewFolder(cfg.Folder)}).discard) })
+	c.cleanup.push(func() error { return c.thread.do(emptyView(cfg.Folder).discard) })
 	if err != nil {
 		return err
 	}

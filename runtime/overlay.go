@@ -56,10 +56,16 @@ func hostLayers(mounts []*mountinfo.Info, base string, skipped []string) []layer
 	return layers
 }
 
+// The names of layers' folders for changes begin with these.
+const (
+	upperName = "upper"
+	workName  = "work"
+)
+
 // number gives a layer its folders for changes.
 func number(l *layer, base string, n int) {
-	l.upper = filepath.Join(base, "upper"+strconv.Itoa(n))
-	l.work = filepath.Join(base, "work"+strconv.Itoa(n))
+	l.upper = filepath.Join(base, upperName+strconv.Itoa(n))
+	l.work = filepath.Join(base, workName+strconv.Itoa(n))
 }
 
 // prepare makes the folders of a layer. The merged root has the mode and owner

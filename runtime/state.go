@@ -193,7 +193,7 @@ func sweepFolder(dir string, seal func(Record) error) error {
 		return err
 	}
 	if filepath.IsAbs(record.Folder) {
-		if err := os.RemoveAll(viewFolder(record.Folder)); err != nil {
+		if err := removeView(viewFolder(record.Folder)); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +23,11 @@ type thread struct {
 
 // newThread starts a thread whose mounts are a private copy of the host's.
 func newThread() (*thread, error) {
+	// The cgroups library keeps the first handle of /sys/fs/cgroup that it opens;
+	// opened from a thread of ours, it would be lost with that thread.
+	if handle, err := cgroups.OpenFile("/sys/fs/cgroup", "", unix.O_PATH); err == nil {
+		handle.Close()
+	}
 	t := &thread{calls: make(chan func())}
 	ready := make(chan error, 1)
 	go func() {

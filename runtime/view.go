@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/mountinfo"
@@ -52,9 +53,7 @@ type view struct {
 
 // newView puts the tree together. Nobody but the calling thread sees it.
 func newView(cfg *Config) (*view, error) {
-	v := &view{base: viewFolder(cfg.Folder)}
-	v.root = filepath.Join(v.base, "root")
-	v.stage = filepath.Join(v.base, "stage")
+	v := emptyView(cfg.Folder)
 	if err := os.MkdirAll(v.base, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run's view: %w", err)
 	}
@@ -82,6 +81,12 @@ func newView(cfg *Config) (*view, error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+// emptyView names the places of a view in a run's folder.
+func emptyView(folder string) *view {
+	base := viewFolder(folder)
+	return &view{base: base, root: filepath.Join(base, "root"), stage: filepath.Join(base, "stage")}
 }
 
 // viewFolder is where a run's folder holds its changes to the filesystem.
@@ -267,15 +272,37 @@ func hostname(name string) string {
 // discard takes the tree apart, on the container's thread, and removes the
 // run's changes from the disk.
 func (v *view) discard() error {
-	for _, dir := range []string{v.root, v.stage} {
+	for _, dir := range []string{v.root, v.stage, v.base} {
+		// EINVAL: nothing is mounted there.
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := unix.Unmount(v.base, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
-		return fmt.Errorf("unmount %s: %w", v.base, err)
+	return removeView(v.base)
+}
+
+// removeView removes a view's folders. It goes into those only on which nothing
+// is ever mounted; a mount that is left makes it fail, not delete what is seen
+// there.
+func removeView(base string) error {
+	entries, err := os.ReadDir(base)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err := os.RemoveAll(v.base); err != nil {
+	if err != nil {
+		return fmt.Errorf("remove the run's changes: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(base, entry.Name())
+		remove := os.Remove
+		if strings.HasPrefix(entry.Name(), upperName) || strings.HasPrefix(entry.Name(), workName) {
+			remove = os.RemoveAll
+		}
+		if err := remove(path); err != nil {
+			return fmt.Errorf("remove the run's changes: %w", err)
+		}
+	}
+	if err := os.Remove(base); err != nil {
 		return fmt.Errorf("remove the run's changes: %w", err)
 	}
 	return nil
