@@ -1,0 +1,243 @@
+package mitm
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"agentops/audit"
+	"agentops/mitm/policy"
+)
+
+// flow is one connection of the run, from accept to its record.
+type flow struct {
+	proxy       *Proxy
+	id          uint64
+	conn        *flowConn
+	source      netip.AddrPort
+	destination netip.AddrPort // as the client dialled it
+	began       time.Time
+
+	// name is what the flow is to: the name behind the synthetic address,
+	// else the SNI of a client hello. Empty: the client dialled an address and
+	// has not named a host.
+	name      string
+	synthetic bool
+	tls       bool // the client speaks TLS to us
+
+	refusal  *refusal    // what the whole flow is refused for
+	refused  atomic.Bool // a refusal is in the journal
+	upstream string      // dialled for an opaque flow
+	failure  error       // what ended it
+
+	openOnce sync.Once
+	openErr  error
+}
+
+// refusal is why the run may not have something.
+type refusal struct {
+	reason policy.Reason
+	rule   string
+	detail string
+}
+
+// serve finds out what is spoken and hands the flow to who speaks it.
+func (f *flow) serve(ctx context.Context) {
+	if f.synthetic && f.name == "" {
+		f.refusal = &refusal{reason: policy.Address, detail: "the address belongs to no name: it was not given by this run's resolver"}
+	}
+	if f.destination.Port() == 53 {
+		f.serveDNS(ctx)
+		return
+	}
+	f.route(ctx, newBufferedConn(f.conn, f), f.dialPlain)
+}
+
+// route hands a payload, be it within TLS, to who speaks its protocol. dial is
+// how an opaque one is connected.
+func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
+	found, err := sniff(conn, f.silence())
+	var upstream closeWriter
+	if errors.Is(err, errSilent) && f.mayBeOpaque() {
+		upstream, err = f.whoSpeaksFirst(ctx, conn, dial)
+		if err == nil && upstream == nil {
+			found, err = sniff(conn, handshakeTimeout)
+		}
+	}
+	switch {
+	case err != nil:
+		f.fail(err)
+		f.reset()
+	case found == protocolTLS && !f.tls:
+		f.serveTLS(ctx, conn)
+	case found == protocolHTTP:
+		f.proxy.decrypted.give(conn)
+	default:
+		f.serveOpaque(ctx, conn, upstream, dial)
+	}
+}
+
+func (f *flow) serveDNS(ctx context.Context) {
+	defer f.conn.Close()
+	if f.opened("dns") == nil {
+		f.failure = f.proxy.config.Resolver.ServeTCP(ctx, f.conn, f.destination)
+	}
+}
+
+// host is what the flow is to, for its records and its policy.
+func (f *flow) host() string {
+	if f.name != "" {
+		return f.name
+	}
+	return f.destination.Addr().String()
+}
+
+// verdict judges a host at the flow's port; nil: allowed.
+func (f *flow) verdict(host string) *refusal {
+	if f.refusal != nil {
+		return f.refusal
+	}
+	v := f.proxy.config.Policy.Decide(policy.Target{Host: host, Port: f.destination.Port()})
+	if v.Allowed {
+		return nil
+	}
+	return &refusal{reason: v.Reason, rule: v.Rule}
+}
+
+// opened writes flow.open, once, and must have succeeded before a byte of the
+// flow is forwarded.
+func (f *flow) opened(protocol string) error {
+	f.openOnce.Do(func() {
+		f.openErr = f.proxy.config.Recorder.Append(audit.FlowOpen{
+			Flow:        f.id,
+			Protocol:    protocol,
+			Source:      f.source.String(),
+			Destination: f.destination.String(),
+			Host:        f.host(),
+			Port:        f.destination.Port(),
+		})
+	})
+	return f.openErr
+}
+
+// refuse records that the flow as a whole was refused.
+func (f *flow) refuse(protocol string, r *refusal) {
+	if f.refused.Swap(true) {
+		return
+	}
+	// A journal that takes nothing more ends the run.
+	_ = f.proxy.config.Recorder.Append(audit.Refused{
+		Flow:        f.id,
+		Protocol:    protocol,
+		Destination: f.destination.String(),
+		Host:        f.host(),
+		Port:        f.destination.Port(),
+		Reason:      string(r.reason),
+		Rule:        r.rule,
+		Detail:      r.detail,
+	})
+}
+
+// closed writes the flow's last records; its connection's Close calls it once.
+func (f *flow) closed() {
+	protocol := "opaque"
+	if f.tls {
+		protocol = "tls"
+	}
+	// Who said nothing that could be told apart has opened no flow yet. The
+	// error is the journal's own, which ends the run.
+	_ = f.opened(protocol)
+	if f.refusal != nil {
+		f.refuse(protocol, f.refusal)
+	}
+	e := audit.FlowClose{
+		Flow:          f.id,
+		Upstream:      f.upstream,
+		BytesSent:     f.conn.read.Load(),
+		BytesReceived: f.conn.written.Load(),
+		DurationMS:    time.Since(f.began).Milliseconds(),
+	}
+	if f.failure != nil && !isClosed(f.failure) {
+		e.Error = f.failure.Error()
+	}
+	_ = f.proxy.config.Recorder.Append(e)
+	f.proxy.forget(f)
+}
+
+// fail keeps what ended the flow for its record: its refusal when it was the
+// guard's doing, else its failure.
+func (f *flow) fail(err error) {
+	if guard, ok := errors.AsType[*GuardError](err); ok {
+		f.refusal = &refusal{reason: policy.Address, detail: guard.Error()}
+		return
+	}
+	f.failure = err
+}
+
+// reset ends the flow so that the client sees an error, not an end of data.
+func (f *flow) reset() {
+	if tcp, ok := f.conn.closeWriter.(interface{ SetLinger(seconds int) error }); ok {
+		_ = tcp.SetLinger(0) // fails only on a closed connection
+	}
+	f.conn.Close()
+}
+
+// isClosed tells the ordinary ends of a connection from failures.
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
+}
+
+// flowConn is the client's connection: it counts what passes, and its Close ends
+// the flow.
+type flowConn struct {
+	closeWriter
+	flow          *flow
+	read, written atomic.Int64
+	once          sync.Once
+	err           error
+}
+
+func (c *flowConn) Read(p []byte) (int, error) {
+	n, err := c.closeWriter.Read(p)
+	c.read.Add(int64(n))
+	return n, err
+}
+
+func (c *flowConn) Write(p []byte) (int, error) {
+	n, err := c.closeWriter.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+func (c *flowConn) Close() error {
+	c.once.Do(func() {
+		c.err = c.closeWriter.Close()
+		c.flow.closed()
+	})
+	return c.err
+}
+
+// closeWriter is a connection whose sending side can be closed alone.
+type closeWriter interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// bufferedConn is a connection that can be read ahead of, for a flow's sake.
+type bufferedConn struct {
+	closeWriter
+	reader *bufio.Reader
+	flow   *flow
+}
+
+func newBufferedConn(conn closeWriter, f *flow) *bufferedConn {
+	return &bufferedConn{closeWriter: conn, reader: bufio.NewReader(conn), flow: f}
+}
+
+func (c *bufferedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }

@@ -1,0 +1,293 @@
+package mitm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"agentops/audit"
+	"agentops/mitm/policy"
+
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	headTimeout    = 30 * time.Second
+	keepAliveIdle  = 5 * time.Minute
+	maxHeaderBytes = 1 << 20
+)
+
+type flowKey struct{}
+
+// flowOf is the flow that a request came on.
+func flowOf(ctx context.Context) *flow { return ctx.Value(flowKey{}).(*flow) }
+
+func newHTTPServer(p *Proxy) *http.Server {
+	s := &http.Server{
+		Handler:           p.handler(),
+		ReadHeaderTimeout: headTimeout,
+		IdleTimeout:       keepAliveIdle,
+		MaxHeaderBytes:    maxHeaderBytes,
+		Protocols:         new(http.Protocols),
+		ErrorLog:          log.New(debugWriter{p.config.Log}, "", 0),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			if client, ok := conn.(*tls.Conn); ok {
+				conn = client.NetConn()
+			}
+			return context.WithValue(ctx, flowKey{}, conn.(*bufferedConn).flow)
+		},
+	}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetHTTP2(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	return s
+}
+
+// debugWriter passes what net/http has to say of broken clients to the log.
+type debugWriter struct{ log logrus.FieldLogger }
+
+func (w debugWriter) Write(p []byte) (int, error) {
+	w.log.Debug(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// exchange is one request and its response.
+type exchange struct {
+	flow     *flow
+	request  *http.Request
+	host     string // what it is to
+	url      string // for the record
+	began    time.Time
+	upstream atomic.Value // string: ADDRESS:PORT
+	sent     atomic.Int64
+	received atomic.Int64
+	status   int
+	err      error
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
+
+// handler judges every request and relays those that are allowed.
+func (p *Proxy) handler() http.Handler {
+	relay := &httputil.ReverseProxy{
+		Rewrite:        rewrite,
+		Transport:      roundTripper{p.upstreams},
+		FlushInterval:  -1, // every read is written at once
+		ModifyResponse: countResponse,
+		ErrorHandler:   upstreamError,
+		ErrorLog:       log.New(debugWriter{p.config.Log}, "", 0),
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x := &exchange{flow: flowOf(r.Context()), request: r, began: time.Now()}
+		p.open.Add(1) // its record may come after its flow's
+		defer p.open.Done()
+		if refusal := x.identify(); refusal != nil {
+			x.refuse(w, refusal)
+			return
+		}
+		if x.flow.opened("http") != nil {
+			panic(http.ErrAbortHandler)
+		}
+		defer x.record()
+		if r.ProtoMajor == 1 {
+			// HTTP/1 clients as well may send while they receive.
+			_ = http.NewResponseController(w).EnableFullDuplex()
+		}
+		// Absent headers stay absent.
+		w.Header()["Date"] = nil
+		w.Header()["Content-Type"] = nil
+		ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			GotConn: func(info httptrace.GotConnInfo) { x.upstream.Store(info.Conn.RemoteAddr().String()) },
+		})
+		if r.Body != nil && r.Body != http.NoBody {
+			r.Body = &countedBody{ReadCloser: r.Body, count: &x.sent}
+		}
+		relay.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// identify settles what a request is to and judges it.
+func (x *exchange) identify() *refusal {
+	f, r := x.flow, x.request
+	x.host = f.host()
+	defer func() { x.url = x.makeURL() }()
+	if r.Method == http.MethodConnect {
+		return &refusal{reason: policy.Malformed, detail: "CONNECT: there is no proxy to talk to; connect to the host itself"}
+	}
+	if r.Host != "" {
+		name, port := r.Host, ""
+		if host, digits, err := net.SplitHostPort(r.Host); err == nil {
+			name, port = host, digits
+		}
+		host, err := policy.Host(name)
+		if err != nil {
+			return &refusal{reason: policy.Malformed, detail: err.Error()}
+		}
+		switch {
+		case f.name == "" && !f.tls:
+			x.host = host // the client dialled an address; this names it
+		case host != f.host():
+			return fronting("Host", host, f.host())
+		}
+		if port != "" && port != strconv.Itoa(int(f.destination.Port())) {
+			return fronting("Host", r.Host, net.JoinHostPort(x.host, strconv.Itoa(int(f.destination.Port()))))
+		}
+	}
+	return f.verdict(x.host)
+}
+
+func (x *exchange) makeURL() string {
+	scheme, standard := "http", "80"
+	if x.flow.tls {
+		scheme, standard = "https", "443"
+	}
+	host := x.host
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := strconv.Itoa(int(x.flow.destination.Port())); port != standard {
+		host += ":" + port
+	}
+	return redactURL(scheme + "://" + host + target(x.request))
+}
+
+// target is a request's path and query, byte for byte as the client wrote them.
+func target(r *http.Request) string {
+	if strings.HasPrefix(r.RequestURI, "/") {
+		return r.RequestURI
+	}
+	return r.URL.RequestURI() // absolute-form, or "*"
+}
+
+// rewrite makes the request for the upstream: the client's own, to where the flow
+// goes. The path goes out as it was written, since signatures are over its bytes.
+func rewrite(pr *httputil.ProxyRequest) {
+	x := exchangeOf(pr.In.Context())
+	out := pr.Out
+	out.Host = pr.In.Host
+	scheme := "http"
+	if x.flow.tls {
+		scheme = "https"
+	}
+	out.URL = &url.URL{
+		Scheme:   scheme,
+		Host:     net.JoinHostPort(x.host, strconv.Itoa(int(x.flow.destination.Port()))),
+		Path:     pr.In.URL.Path,
+		RawPath:  pr.In.URL.RawPath,
+		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,
+	}
+	if path, _, _ := strings.Cut(target(pr.In), "?"); !strings.HasPrefix(path, "//") {
+		out.URL.Opaque = path
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := pr.In.Header[name]; ok {
+			out.Header[name] = values // the library takes them off
+		}
+	}
+	if strings.EqualFold(out.Header.Get("Upgrade"), "h2c") {
+		// An upgrade to what could not be judged is left out, as a server may
+		// (RFC 9110, section 7.8).
+		out.Header.Del("Upgrade")
+		out.Header.Del("Connection")
+		out.Header.Del("Http2-Settings")
+	}
+}
+
+type roundTripper struct{ upstreams *upstreams }
+
+func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
+	x := exchangeOf(r.Context())
+	return t.upstreams.forRequest(x.request, x.flow.tls).RoundTrip(r)
+}
+
+func countResponse(res *http.Response) error {
+	x := exchangeOf(res.Request.Context())
+	x.status = res.StatusCode
+	if both, ok := res.Body.(io.ReadWriteCloser); ok && res.StatusCode == http.StatusSwitchingProtocols {
+		res.Body = &countedUpgrade{countedBody{both, &x.received}, both, &x.sent}
+		return nil
+	}
+	res.Body = &countedBody{res.Body, &x.received}
+	return nil
+}
+
+// upstreamError answers a request whose upstream could not be had.
+func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	if guard, ok := errors.AsType[*GuardError](err); ok {
+		x.refuse(w, &refusal{reason: policy.Address, detail: guard.Error()})
+		return
+	}
+	x.err = err
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler) // the client is gone
+	}
+	x.status = http.StatusBadGateway
+	x.problem(w, x.status, "The upstream could not be reached", describeTLS(err), nil)
+}
+
+// record writes http.request when the exchange is over, however it ended.
+func (x *exchange) record() {
+	if x.status == http.StatusForbidden && x.err == errRefused {
+		return // a refusal has its own record
+	}
+	e := audit.HTTPRequest{
+		Flow:          x.flow.id,
+		Protocol:      x.request.Proto,
+		Method:        x.request.Method,
+		URL:           x.url,
+		Status:        x.status,
+		BytesSent:     x.sent.Load(),
+		BytesReceived: x.received.Load(),
+		DurationMS:    time.Since(x.began).Milliseconds(),
+		UserAgent:     clip(x.request.UserAgent(), 256),
+	}
+	e.Upstream, _ = x.upstream.Load().(string)
+	if x.err != nil {
+		e.Error = x.err.Error()
+	} else if err := x.request.Context().Err(); err != nil {
+		e.Error = "the client went away"
+	}
+	if x.flow.proxy.config.Recorder.Append(e) != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// countedBody counts what is read of a body.
+type countedBody struct {
+	io.ReadCloser
+	count *atomic.Int64
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.count.Add(int64(n))
+	return n, err
+}
+
+// countedUpgrade is the upstream's side of an upgraded connection.
+type countedUpgrade struct {
+	countedBody
+	writer io.Writer
+	sent   *atomic.Int64
+}
+
+func (u *countedUpgrade) Write(p []byte) (int, error) {
+	n, err := u.writer.Write(p)
+	u.sent.Add(int64(n))
+	return n, err
+}

@@ -1,0 +1,122 @@
+package mitm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"agentops/mitm/policy"
+)
+
+// dialFunc connects an opaque flow to its upstream.
+type dialFunc func(ctx context.Context) (closeWriter, error)
+
+// dialPlain dials the flow's host.
+func (f *flow) dialPlain(ctx context.Context) (closeWriter, error) {
+	conn, err := f.proxy.config.Dialer.Dial(ctx, f.host(), f.destination.Port())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// whoSpeaksFirst dials the upstream of a silent client and waits for the first
+// byte of either. It returns the upstream if that spoke, and nil if the client
+// did: what it speaks is then to be seen as always, so that waiting is no way to
+// pass for opaque.
+func (f *flow) whoSpeaksFirst(ctx context.Context, client *bufferedConn, dial dialFunc) (closeWriter, error) {
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	upstream := newBufferedConn(conn, f)
+	var clientErr error
+	clientSpoke := make(chan struct{})
+	go func() {
+		defer close(clientSpoke)
+		_, clientErr = client.reader.Peek(1)
+		_ = upstream.SetReadDeadline(past) // wakes the Peek below
+	}()
+	_, err = upstream.reader.Peek(1)
+	if !errors.Is(err, os.ErrDeadlineExceeded) { // it spoke, or ended without a word
+		_ = client.SetReadDeadline(past)
+	}
+	<-clientSpoke
+	switch {
+	case err == nil:
+		return upstream, resetDeadlines(client, upstream)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = clientErr
+	}
+	_ = upstream.Close()
+	if err != nil {
+		return nil, err
+	}
+	return nil, resetDeadlines(client)
+}
+
+// past is a deadline that ends what waits.
+var past = time.Unix(1, 0)
+
+func resetDeadlines(conns ...net.Conn) error {
+	for _, conn := range conns {
+		if err := conn.SetDeadline(time.Time{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serveOpaque relays what cannot be seen into. A nil upstream is dialled.
+func (f *flow) serveOpaque(ctx context.Context, client, upstream closeWriter, dial dialFunc) {
+	defer f.conn.Close()
+	if f.refusal = f.verdict(f.host()); f.refusal == nil && !f.mayBeOpaque() {
+		f.refusal = &refusal{reason: policy.Opaque, detail: "in strict, only HTTP passes, with TLS or without"}
+	}
+	if f.refusal != nil || f.opened("opaque") != nil {
+		f.reset()
+		return
+	}
+	if upstream == nil {
+		var err error
+		if upstream, err = dial(ctx); err != nil {
+			f.fail(err)
+			f.reset()
+			return
+		}
+	}
+	defer upstream.Close()
+	f.upstream = upstream.RemoteAddr().String()
+	if err := relay(client, upstream); err != nil && !isClosed(err) {
+		f.fail(err)
+		f.reset()
+	}
+}
+
+// relay copies both ways until both sides have ended, or one has failed.
+func relay(client, upstream closeWriter) error {
+	errs := make(chan error, 2)
+	pipe := func(to, from closeWriter) {
+		_, err := io.Copy(to, from)
+		if err == nil {
+			err = to.CloseWrite()
+		}
+		if err != nil {
+			// The other direction cannot do without this one.
+			_ = to.SetDeadline(past)
+			_ = from.SetDeadline(past)
+		}
+		errs <- err
+	}
+	go pipe(upstream, client)
+	pipe(client, upstream)
+	// The first to fail says why; the other was made to end.
+	err := <-errs
+	if other := <-errs; err == nil {
+		err = other
+	}
+	return err
+}

@@ -1,0 +1,232 @@
+// Package mitm is the transparent proxy of a run. It accepts every connection
+// that the run makes, finds out what is spoken on it, judges it by name, opens
+// TLS, and records it before a byte of it goes on.
+package mitm
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"agentops/audit"
+	"agentops/mitm/authority"
+	"agentops/mitm/policy"
+	"agentops/mitm/resolver"
+
+	"github.com/sirupsen/logrus"
+)
+
+// Recorder takes events into the run's journal. What it could not take must not
+// happen.
+type Recorder interface {
+	Append(audit.Event) error
+}
+
+// Config configures a Proxy. All fields are needed.
+type Config struct {
+	Policy    *policy.Policy
+	Authority *authority.Authority
+	Names     *resolver.Names
+	Resolver  *resolver.Resolver // answers DNS over TCP
+	Dialer    *Dialer
+	Upstreams *x509.CertPool // roots that upstreams are verified against
+	Recorder  Recorder
+	Log       logrus.FieldLogger
+}
+
+// Proxy serves the connections of one run.
+type Proxy struct {
+	config    Config
+	upstreams *upstreams
+	http      *http.Server
+	decrypted *handover // connections that speak HTTP, on their way to http
+
+	lastFlow atomic.Uint64
+	mu       sync.Mutex
+	flows    map[*flow]struct{}
+	closed   bool
+	open     sync.WaitGroup // flows and exchanges
+}
+
+// New makes a proxy.
+func New(config Config) *Proxy {
+	p := &Proxy{
+		config:    config,
+		decrypted: newHandover(),
+		flows:     make(map[*flow]struct{}),
+	}
+	p.upstreams = newUpstreams(p)
+	p.http = newHTTPServer(p)
+	return p
+}
+
+// Serve accepts connections until ctx ends, then closes them all and returns nil
+// once each has its record. It may be called for several listeners at once.
+func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
+	var accepting, serving sync.WaitGroup
+	errs := make(chan error, len(listeners)+1)
+	serving.Go(func() {
+		if err := p.http.Serve(p.decrypted); !errors.Is(err, http.ErrServerClosed) {
+			errs <- fmt.Errorf("serve HTTP: %w", err)
+		}
+	})
+	for _, listener := range listeners {
+		accepting.Go(func() {
+			if err := p.accept(ctx, listener); err != nil {
+				errs <- err
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-errs:
+	}
+	for _, listener := range listeners {
+		err = errors.Join(err, ignoreClosed(listener.Close()))
+	}
+	accepting.Wait()
+	// Who serves a flow sees its connection fail, and writes its records.
+	p.cutAll()
+	p.open.Wait()
+	err = errors.Join(err, p.http.Close())
+	serving.Wait()
+	p.upstreams.close()
+	return err
+}
+
+// accept hands every connection of one listener to its own goroutine.
+func (p *Proxy) accept(ctx context.Context, listener net.Listener) error {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of descriptors or memory: those connections wait in the
+			// backlog, the others go on.
+			if ne, ok := errors.AsType[*net.OpError](err); ok && ne.Temporary() { //nolint:staticcheck // the one way to tell
+				p.config.Log.WithError(err).Warn("accept a connection of the run")
+				if !pause(ctx, 50*time.Millisecond) {
+					return nil
+				}
+				continue
+			}
+			return fmt.Errorf("accept a connection of the run: %w", err)
+		}
+		f := p.newFlow(conn)
+		if f == nil {
+			conn.Close()
+			continue
+		}
+		go f.serve(ctx)
+	}
+}
+
+// newFlow takes a connection into the books; nil when the proxy is closing.
+func (p *Proxy) newFlow(conn net.Conn) *flow {
+	f := &flow{
+		proxy:       p,
+		id:          p.lastFlow.Add(1),
+		source:      addrPort(conn.RemoteAddr()),
+		destination: addrPort(conn.LocalAddr()),
+		began:       time.Now(),
+	}
+	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
+	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.flows[f] = struct{}{}
+	p.open.Add(1)
+	return f
+}
+
+// forget takes a closed flow out of the books.
+func (p *Proxy) forget(f *flow) {
+	p.mu.Lock()
+	delete(p.flows, f)
+	p.mu.Unlock()
+	p.open.Done()
+}
+
+// cutAll closes every connection under its flow, and lets none begin.
+func (p *Proxy) cutAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for f := range p.flows {
+		_ = f.conn.closeWriter.Close()
+	}
+}
+
+// Accepted is how many connections were taken so far.
+func (p *Proxy) Accepted() uint64 { return p.lastFlow.Load() }
+
+// handover is a net.Listener that is fed by hand.
+type handover struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHandover() *handover {
+	return &handover{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (h *handover) give(conn net.Conn) {
+	select {
+	case h.conns <- conn:
+	case <-h.done:
+		conn.Close()
+	}
+}
+
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case conn := <-h.conns:
+		return conn, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handover) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }
+
+func addrPort(addr net.Addr) netip.AddrPort {
+	ap := addr.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// pause waits; false: ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,141 @@
+package mitm
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"agentops/audit"
+	"agentops/mitm/policy"
+)
+
+// What is spoken within TLS (RFC 7301, RFC 9113).
+const (
+	alpnHTTP1 = "http/1.1"
+	alpnHTTP2 = "h2"
+)
+
+// serveTLS ends the client's TLS with a leaf of the run's authority and hands on
+// what is in it.
+func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
+	f.tls = true
+	var dial dialFunc
+	client := tls.Server(conn, &tls.Config{
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
+			config, dial, err = f.answerHello(hello)
+			return config, err
+		},
+	})
+	handshake, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := client.HandshakeContext(handshake); err != nil {
+		f.tlsFailure("client", err)
+		f.fail(err)
+		f.reset()
+		return
+	}
+	switch client.ConnectionState().NegotiatedProtocol {
+	case alpnHTTP1, alpnHTTP2:
+		f.proxy.decrypted.give(client)
+	default:
+		f.route(ctx, newBufferedConn(client, f), dial)
+	}
+}
+
+// answerHello judges a flow by the name in its client hello and makes the answer:
+// a leaf, and the protocols that the upstream speaks as well. A refused flow is
+// answered too, so that the client can be told why.
+func (f *flow) answerHello(hello *tls.ClientHelloInfo) (*tls.Config, dialFunc, error) {
+	name, err := f.identify(hello.ServerName)
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.refusal == nil {
+		f.refusal = f.verdict(f.host())
+	}
+	if err := f.opened("tls"); err != nil {
+		return nil, nil, err
+	}
+	leaf, err := f.proxy.config.Authority.Leaf(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	config := &tls.Config{
+		Certificates:           []tls.Certificate{*leaf},
+		MinVersion:             tls.VersionTLS12,
+		SessionTicketsDisabled: true,
+	}
+	offered := hello.SupportedProtos
+	dial := func(ctx context.Context) (closeWriter, error) {
+		return f.proxy.upstreams.dialTLS(ctx, f, f.host(), nil)
+	}
+	switch {
+	case slices.Contains(offered, alpnHTTP2) && f.refusal == nil:
+		config.NextProtos = f.proxy.upstreams.protocols(hello.Context(), f)
+	case slices.Contains(offered, alpnHTTP2) || slices.Contains(offered, alpnHTTP1):
+		config.NextProtos = []string{alpnHTTP2, alpnHTTP1}
+	case len(offered) > 0 && f.mayBeOpaque():
+		upstream, err := f.proxy.upstreams.dialTLS(hello.Context(), f, f.host(), offered)
+		if err != nil {
+			return nil, nil, err
+		}
+		if chosen := upstream.ConnectionState().NegotiatedProtocol; chosen != "" {
+			config.NextProtos = []string{chosen}
+		}
+		dial = func(context.Context) (closeWriter, error) { return upstream, nil }
+	}
+	return config, dial, nil
+}
+
+// identify settles what the flow is to, now that the client has sent its SNI or
+// none, and returns the name that its leaf is for. The name that belongs to the
+// address and the SNI must be one.
+func (f *flow) identify(sni string) (string, error) {
+	if sni == "" {
+		return f.host(), nil
+	}
+	name, err := policy.Host(sni)
+	if err != nil {
+		f.refusal = &refusal{reason: policy.Malformed, detail: fmt.Sprintf("SNI: %v", err)}
+		return "", err
+	}
+	if f.name != "" && f.name != name {
+		f.refusal = fronting("SNI", name, f.name)
+		return name, nil
+	}
+	if f.refusal == nil {
+		f.name = name
+	}
+	return name, nil
+}
+
+// fronting is the refusal of a name that is not the one of its flow.
+func fronting(what, name, want string) *refusal {
+	return &refusal{reason: policy.Fronting, detail: fmt.Sprintf("%s names %q on a connection to %q", what, name, want)}
+}
+
+// tlsFailure records a handshake that did not complete.
+func (f *flow) tlsFailure(side string, err error) {
+	// The error is the journal's own, which ends the run.
+	_ = f.proxy.config.Recorder.Append(audit.TLSFailure{Flow: f.id, Side: side, Host: f.host(), Error: describeTLS(err)})
+}
+
+// describeTLS says what a failed handshake means where the error does not.
+func describeTLS(err error) string {
+	// crypto/tls keeps the type of a peer's alert to itself; the alerts about
+	// certificates (RFC 8446, section 6.2) all have the word in their text.
+	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" && strings.Contains(err.Error(), "certificate") {
+		return fmt.Sprintf("%v: the client does not trust this run's authority; it has roots of its own or pins a certificate", err)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+			return fmt.Sprintf("%v: give its root with --upstream-ca", err)
+		}
+	}
+	return err.Error()
+}

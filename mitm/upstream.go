@@ -1,0 +1,184 @@
+package mitm
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	readyFor     = 10 * time.Second // that a connection made to learn of its protocol is kept
+	upstreamIdle = 90 * time.Second
+)
+
+// upstreams keeps the connections to the outside: HTTP goes out as it came in, so
+// there is a transport for each way.
+type upstreams struct {
+	proxy      *Proxy
+	http1, h2c *http.Transport // h2c: HTTP/2 by prior knowledge, without TLS
+	http2      *http.Transport
+
+	mu    sync.Mutex
+	spoke map[string][]string    // by host:port: the ALPN protocols of an upstream
+	ready map[string][]*tls.Conn // by host:port: connected to learn that, unused
+}
+
+func newUpstreams(p *Proxy) *upstreams {
+	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn)}
+	u.http1 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true) }, alpnHTTP1)
+	u.http2 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true); s.SetHTTP2(true) }, alpnHTTP2, alpnHTTP1)
+	u.h2c = u.transport(func(s *http.Protocols) { s.SetUnencryptedHTTP2(true) })
+	return u
+}
+
+func (u *upstreams) transport(speak func(*http.Protocols), alpn ...string) *http.Transport {
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			host, port, err := splitAddress(address)
+			if err != nil {
+				return nil, err
+			}
+			return u.proxy.config.Dialer.Dial(ctx, host, port)
+		},
+		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			if conn := u.takeReady(address, alpn); conn != nil {
+				return conn, nil
+			}
+			host, _, err := splitAddress(address)
+			if err != nil {
+				return nil, err
+			}
+			return u.dialTLS(ctx, flowOf(ctx), host, alpn)
+		},
+		Protocols:             new(http.Protocols),
+		DisableCompression:    true, // bodies pass as they are
+		MaxIdleConnsPerHost:   32,
+		IdleConnTimeout:       upstreamIdle,
+		ExpectContinueTimeout: time.Second,
+	}
+	speak(t.Protocols)
+	return t
+}
+
+// forRequest chooses the transport that speaks as the client did.
+func (u *upstreams) forRequest(r *http.Request, tls bool) *http.Transport {
+	switch {
+	case r.ProtoMajor < 2:
+		return u.http1
+	case tls:
+		return u.http2
+	default:
+		return u.h2c
+	}
+}
+
+// protocols are those of h2 and http/1.1 that the flow's upstream speaks. The
+// first time, it is asked; the answer is remembered for the run. An upstream that
+// cannot be connected is said to speak both: the failure is the request's.
+func (u *upstreams) protocols(ctx context.Context, f *flow) []string {
+	address := net.JoinHostPort(f.host(), strconv.Itoa(int(f.destination.Port())))
+	u.mu.Lock()
+	known, ok := u.spoke[address]
+	u.mu.Unlock()
+	if ok {
+		return known
+	}
+	both := []string{alpnHTTP2, alpnHTTP1}
+	conn, err := u.dialTLS(ctx, f, f.host(), both)
+	if err != nil {
+		return both
+	}
+	spoke := []string{alpnHTTP1}
+	if conn.ConnectionState().NegotiatedProtocol == alpnHTTP2 {
+		spoke = both
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.spoke[address] = spoke
+	u.ready[address] = append(u.ready[address], conn)
+	time.AfterFunc(readyFor, func() { u.dropReady(address, conn) })
+	return spoke
+}
+
+// takeReady returns a connection made by protocols, once, if it speaks one of
+// alpn.
+func (u *upstreams) takeReady(address string, alpn []string) *tls.Conn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i, conn := range u.ready[address] {
+		spoken := conn.ConnectionState().NegotiatedProtocol
+		for _, wanted := range alpn {
+			if spoken == wanted || spoken == "" && wanted == alpnHTTP1 {
+				u.ready[address] = append(u.ready[address][:i:i], u.ready[address][i+1:]...)
+				return conn
+			}
+		}
+	}
+	return nil
+}
+
+func (u *upstreams) dropReady(address string, conn *tls.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i, ready := range u.ready[address] {
+		if ready == conn {
+			u.ready[address] = append(u.ready[address][:i:i], u.ready[address][i+1:]...)
+			_ = conn.Close()
+		}
+	}
+	if len(u.ready[address]) == 0 {
+		delete(u.ready, address)
+	}
+}
+
+// dialTLS connects to an upstream and verifies that it is who it should be. A
+// failed handshake is recorded.
+func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []string) (*tls.Conn, error) {
+	raw, err := u.proxy.config.Dialer.Dial(ctx, host, f.destination.Port())
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, &tls.Config{
+		ServerName: host,
+		RootCAs:    u.proxy.config.Upstreams,
+		NextProtos: alpn,
+		MinVersion: tls.VersionTLS12,
+	})
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		f.tlsFailure("upstream", err)
+		return nil, fmt.Errorf("TLS with %s: %w", host, err)
+	}
+	return conn, nil
+}
+
+// close lets go of all idle connections.
+func (u *upstreams) close() {
+	for _, t := range []*http.Transport{u.http1, u.http2, u.h2c} {
+		t.CloseIdleConnections()
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for address, conns := range u.ready {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+		delete(u.ready, address)
+	}
+}
+
+func splitAddress(address string) (host string, port uint16, err error) {
+	host, digits, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, err
+	}
+	number, err := strconv.ParseUint(digits, 10, 16)
+	return host, uint16(number), err
+}
