@@ -31,10 +31,11 @@ type flow struct {
 	synthetic bool
 	tls       bool // the client speaks TLS to us
 
-	refusal  *refusal    // what the whole flow is refused for
-	refused  atomic.Bool // a refusal is in the journal
-	upstream string      // dialled for an opaque flow
-	failure  error       // what ended it
+	refusal     *refusal    // what the whole flow is refused for
+	refused     atomic.Bool // a refusal is in the journal
+	unreachable error       // why the upstream could not be asked what it speaks
+	upstream    string      // dialled for an opaque flow
+	failure     error       // what ended it
 
 	openOnce sync.Once
 	openErr  error

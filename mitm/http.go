@@ -211,6 +211,9 @@ type roundTripper struct{ upstreams *upstreams }
 
 func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
+	if x.flow.unreachable != nil {
+		return nil, x.flow.unreachable
+	}
 	return t.upstreams.forRequest(x.request, x.flow.tls).RoundTrip(r)
 }
 

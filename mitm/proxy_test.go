@@ -28,9 +28,10 @@ import (
 
 // recorder keeps events in memory; full makes it fail.
 type recorder struct {
-	mu     sync.Mutex
-	events []audit.Event
-	full   bool
+	mu      sync.Mutex
+	events  []audit.Event
+	full    bool
+	changed chan struct{} // closed and made anew with every event
 }
 
 func (r *recorder) Append(e audit.Event) error {
@@ -40,7 +41,27 @@ func (r *recorder) Append(e audit.Event) error {
 		return errors.New("disk full")
 	}
 	r.events = append(r.events, e)
+	close(r.changed)
+	r.changed = make(chan struct{})
 	return nil
+}
+
+// await returns once n events of a type are there.
+func await[E audit.Event](t *testing.T, r *recorder, n int) {
+	t.Helper()
+	for {
+		r.mu.Lock()
+		changed := r.changed
+		r.mu.Unlock()
+		if len(events[E](r)) >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-t.Context().Done():
+			t.Fatal("the events did not come")
+		}
+	}
 }
 
 // events returns those of one type, in order.
@@ -115,7 +136,7 @@ func newBench(t *testing.T, c benchConfig) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{
-		t: t, recorder: &recorder{}, names: resolver.NewNames(), roots: x509.NewCertPool(),
+		t: t, recorder: &recorder{changed: make(chan struct{})}, names: resolver.NewNames(), roots: x509.NewCertPool(),
 		listener: &redirected{TCPListener: tcp.(*net.TCPListener), destinations: make(chan netip.AddrPort, 100)},
 	}
 	ca, err := authority.New("test")
@@ -509,6 +530,7 @@ func TestTLSFailuresOfBothSides(t *testing.T) {
 	if err := conn.Handshake(); err == nil {
 		t.Error("a client without the authority was content")
 	}
+	await[audit.TLSFailure](t, b.recorder, 2)
 	conn.Close()
 	b.stop()
 	sides := map[string]string{}

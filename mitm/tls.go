@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"agentops/audit"
 	"agentops/mitm/policy"
@@ -27,13 +28,20 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	var dial dialFunc
 	client := tls.Server(conn, &tls.Config{
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
-			config, dial, err = f.answerHello(hello)
-			return config, err
+			config, dial, err = f.answerHello(ctx, hello)
+			return config, errors.Join(err, conn.SetDeadline(time.Now().Add(handshakeTimeout)))
 		},
 	})
-	handshake, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	if err := client.HandshakeContext(handshake); err != nil {
+	// Time is set on the connection, not by a context: at the end of one, a
+	// goroutine of the handshake's would close the flow while this one has it.
+	err := conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err == nil {
+		err = client.Handshake()
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
 		f.tlsFailure("client", err)
 		f.fail(err)
 		f.reset()
@@ -50,7 +58,7 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 // answerHello judges a flow by the name in its client hello and makes the answer:
 // a leaf, and the protocols that the upstream speaks as well. A refused flow is
 // answered too, so that the client can be told why.
-func (f *flow) answerHello(hello *tls.ClientHelloInfo) (*tls.Config, dialFunc, error) {
+func (f *flow) answerHello(ctx context.Context, hello *tls.ClientHelloInfo) (*tls.Config, dialFunc, error) {
 	name, err := f.identify(hello.ServerName)
 	if err != nil {
 		return nil, nil, err
@@ -76,11 +84,12 @@ func (f *flow) answerHello(hello *tls.ClientHelloInfo) (*tls.Config, dialFunc, e
 	}
 	switch {
 	case slices.Contains(offered, alpnHTTP2) && f.refusal == nil:
-		config.NextProtos = f.proxy.upstreams.protocols(hello.Context(), f)
+		// Without an upstream the client is answered all the same, and told.
+		config.NextProtos, f.unreachable = f.proxy.upstreams.protocols(ctx, f)
 	case slices.Contains(offered, alpnHTTP2) || slices.Contains(offered, alpnHTTP1):
 		config.NextProtos = []string{alpnHTTP2, alpnHTTP1}
 	case len(offered) > 0 && f.mayBeOpaque():
-		upstream, err := f.proxy.upstreams.dialTLS(hello.Context(), f, f.host(), offered)
+		upstream, err := f.proxy.upstreams.dialTLS(ctx, f, f.host(), offered)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -78,20 +78,20 @@ func (u *upstreams) forRequest(r *http.Request, tls bool) *http.Transport {
 }
 
 // protocols are those of h2 and http/1.1 that the flow's upstream speaks. The
-// first time, it is asked; the answer is remembered for the run. An upstream that
-// cannot be connected is said to speak both: the failure is the request's.
-func (u *upstreams) protocols(ctx context.Context, f *flow) []string {
+// first time, it is asked; the answer is remembered for the run. With the error of
+// an upstream that cannot be connected come both.
+func (u *upstreams) protocols(ctx context.Context, f *flow) ([]string, error) {
 	address := net.JoinHostPort(f.host(), strconv.Itoa(int(f.destination.Port())))
 	u.mu.Lock()
 	known, ok := u.spoke[address]
 	u.mu.Unlock()
 	if ok {
-		return known
+		return known, nil
 	}
 	both := []string{alpnHTTP2, alpnHTTP1}
 	conn, err := u.dialTLS(ctx, f, f.host(), both)
 	if err != nil {
-		return both
+		return both, err
 	}
 	spoke := []string{alpnHTTP1}
 	if conn.ConnectionState().NegotiatedProtocol == alpnHTTP2 {
@@ -102,7 +102,7 @@ func (u *upstreams) protocols(ctx context.Context, f *flow) []string {
 	u.spoke[address] = spoke
 	u.ready[address] = append(u.ready[address], conn)
 	time.AfterFunc(readyFor, func() { u.dropReady(address, conn) })
-	return spoke
+	return spoke, nil
 }
 
 // takeReady returns a connection made by protocols, once, if it speaks one of
