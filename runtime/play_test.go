@@ -1,3 +1,55 @@
 package runtime
 
-func play(role string) int { return 1 }
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+)
+
+// play is this test binary in another role than a test's: "agent" creates the
+// container that stdin describes, says its PID, and waits; "claim" takes a claim
+// likewise and waits to be killed.
+func play(role string) int {
+	switch role {
+	case "agent":
+		return playAgent(false)
+	case "claim":
+		return playAgent(true)
+	}
+	return 1
+}
+
+func playAgent(claim bool) int {
+	var play struct {
+		RunDir string
+		Config Config
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&play); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	cfg := play.Config
+	if claim {
+		c, err := TakeClaim(play.RunDir, "killed", Record{ID: cfg.ID, PID: os.Getpid(), Folder: cfg.Folder})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		cfg.Live = c.Dir()
+	}
+	cfg.Stdout = os.Stdout
+	c, err := Create(cfg)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer c.Close()
+	if err := c.Start(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(c.PID())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}

@@ -36,10 +36,7 @@ func (e *BusyError) Error() string {
 	return fmt.Sprintf("a run named %s is going on (%s, pid %d)", e.Name, e.ID, e.PID)
 }
 
-const (
-	lockName   = "lock"
-	recordName = "record.json"
-)
+const recordName = "record.json"
 
 // TakeClaim takes a name in runDir for a run. The error is a *BusyError when
 // another agent has it. What a killed agent's run of that name has left is set
@@ -124,10 +121,9 @@ func readRecord(dir string) (Record, error) {
 // lockFolder takes the lock of a live folder, without waiting: EWOULDBLOCK says
 // that an agent has it, os.ErrNotExist that the folder went away meanwhile.
 func lockFolder(dir string) (*os.File, error) {
-	path := filepath.Join(dir, lockName)
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := os.Open(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open the live folder's lock: %w", err)
+		return nil, fmt.Errorf("open the live folder: %w", err)
 	}
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())
@@ -136,7 +132,7 @@ func lockFolder(dir string) (*os.File, error) {
 	held, err := file.Stat()
 	if err == nil {
 		var there os.FileInfo
-		if there, err = os.Stat(path); err == nil && !os.SameFile(held, there) {
+		if there, err = os.Stat(dir); err == nil && !os.SameFile(held, there) {
 			err = os.ErrNotExist
 		}
 	}

@@ -10,16 +10,16 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/containerd/console"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // terminal connects a container's terminal with the streams of the agent.
 type terminal struct {
 	stdin, stdout *os.File
-	host          console.Console // the terminal that stdin is; nil when it is none
-	socket        *os.File        // gives the master, once
+	host          bool     // stdin is a terminal
+	socket        *os.File // gives the master, once
 	master        *os.File
 
 	wake    *os.File       // its write end, closed, ends the reading of stdin
@@ -27,8 +27,8 @@ type terminal struct {
 	drained chan struct{}  // master to stdout is done
 	once    sync.Once
 
-	mode sync.Mutex // of the host's terminal
-	raw  bool
+	mode   sync.Mutex  // of the host's terminal
+	before *term.State // while it is raw
 }
 
 // newTerminal gives a process that is to be started a terminal.
@@ -41,12 +41,10 @@ func newTerminal(cfg *Config, process *libcontainer.Process) (*terminal, error) 
 	t.socket = os.NewFile(uintptr(fds[0]), "console")
 	process.ConsoleSocket = os.NewFile(uintptr(fds[1]), "console")
 	process.ConsoleWidth, process.ConsoleHeight = 80, 24
-	if t.stdin != nil {
-		if host, err := console.ConsoleFromFile(t.stdin); err == nil {
-			t.host = host
-			if size, err := host.Size(); err == nil && size.Width > 0 && size.Height > 0 {
-				process.ConsoleWidth, process.ConsoleHeight = size.Width, size.Height
-			}
+	t.host = t.stdin != nil && term.IsTerminal(int(t.stdin.Fd()))
+	if t.host {
+		if width, height, err := term.GetSize(int(t.stdin.Fd())); err == nil && width > 0 && height > 0 {
+			process.ConsoleWidth, process.ConsoleHeight = uint16(width), uint16(height)
 		}
 	}
 	return t, nil
@@ -115,7 +113,7 @@ func (t *terminal) start() error {
 		defer wake.Close()
 		t.copyIn(wake)
 	})
-	if t.host != nil {
+	if t.host {
 		sizes := make(chan os.Signal, 1)
 		signal.Notify(sizes, unix.SIGWINCH)
 		t.copying.Go(func() {
@@ -163,7 +161,7 @@ func (t *terminal) copyIn(wake *os.File) {
 		}
 		last = buffer[n-1]
 	}
-	if t.host != nil {
+	if t.host {
 		return // it hung up, and the command's does not end
 	}
 	// The end of a file is typed as ^D, which on a line that has begun only
@@ -177,8 +175,8 @@ func (t *terminal) copyIn(wake *os.File) {
 
 // follow gives the command's terminal the size of the host's.
 func (t *terminal) follow() {
-	if size, err := t.host.Size(); err == nil {
-		_ = t.resize(size.Width, size.Height) // a terminal of the wrong size still works
+	if width, height, err := term.GetSize(int(t.stdin.Fd())); err == nil {
+		_ = t.resize(uint16(width), uint16(height)) // a terminal of the wrong size still works
 	}
 }
 
@@ -199,21 +197,24 @@ func (t *terminal) resize(width, height uint16) error {
 	return nil
 }
 
-// setRaw makes the host's terminal pass every key on, or restores it.
+// setRaw makes the host's terminal pass every key and every byte on, or
+// restores it.
 func (t *terminal) setRaw(raw bool) error {
 	t.mode.Lock()
 	defer t.mode.Unlock()
-	if t.host == nil || t.raw == raw {
+	if !t.host || raw == (t.before != nil) {
 		return nil
 	}
-	set := t.host.Reset
+	var err error
 	if raw {
-		set = t.host.SetRaw
+		t.before, err = term.MakeRaw(int(t.stdin.Fd()))
+	} else {
+		err = term.Restore(int(t.stdin.Fd()), t.before)
+		t.before = nil
 	}
-	if err := set(); err != nil {
+	if err != nil {
 		return fmt.Errorf("set the mode of the terminal: %w", err)
 	}
-	t.raw = raw
 	return nil
 }
 
@@ -221,7 +222,7 @@ func (t *terminal) setRaw(raw bool) error {
 // when it is continued. Without a shell that could continue it, the kernel
 // does not stop it.
 func (t *terminal) suspend() {
-	if t.host == nil {
+	if !t.host {
 		return
 	}
 	if t.setRaw(false) != nil {

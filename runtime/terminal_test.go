@@ -1,0 +1,197 @@
+package runtime
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/console"
+	"golang.org/x/sys/unix"
+)
+
+// session is a container with a terminal, at whose other side the test sits.
+type session struct {
+	*Container
+	keyboard console.Console
+	slave    *os.File
+	text     chan string
+	shown    string // and not yet expected
+}
+
+// newSession starts a script on a terminal of 100 by 40 characters.
+func newSession(t *testing.T, script string) *session {
+	t.Helper()
+	cfg := newConfig(t, "sh", "-c", script)
+	keyboard, path, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keyboard.Resize(console.WinSize{Width: 100, Height: 40}); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Terminal, cfg.Stdin, cfg.Stdout = true, slave, slave
+	s := &session{keyboard: keyboard, slave: slave, text: make(chan string, 1024)}
+	if s.Container, err = Create(cfg); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(s.text)
+		buffer := make([]byte, 4096)
+		for {
+			n, err := keyboard.Read(buffer)
+			if n > 0 {
+				s.text <- string(buffer[:n])
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		slave.Close()
+		keyboard.Close()
+	})
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// expect reads the screen up to a text.
+func (s *session) expect(t *testing.T, want string) {
+	t.Helper()
+	late := time.After(10 * time.Second)
+	for open := true; open; {
+		if i := strings.Index(s.shown, want); i >= 0 {
+			s.shown = s.shown[i+len(want):]
+			return
+		}
+		var text string
+		select {
+		case text, open = <-s.text:
+			s.shown += text
+		case <-late:
+			open = false
+		}
+	}
+	t.Fatalf("the screen shows %q, not %q", s.shown, want)
+}
+
+func (s *session) mode(t *testing.T) unix.Termios {
+	t.Helper()
+	mode, err := unix.IoctlGetTermios(int(s.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *mode
+}
+
+func TestTerminal(t *testing.T) {
+	s := newSession(t, "stty size; test -t 0 && test -t 1 && test -t 2 && tty; read line; echo got $line; exit 9")
+	s.expect(t, "40 100\r\n/dev/pts/0\r\n")
+	if s.mode(t).Lflag&unix.ICANON != 0 {
+		t.Error("the host's terminal is not raw")
+	}
+	if _, err := s.keyboard.Write([]byte("typed\r")); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(t, "got typed\r\n")
+	if status, err := s.Wait(); err != nil || status.Code != 9 {
+		t.Errorf("status %+v, %v", status, err)
+	}
+	if s.mode(t).Lflag&unix.ICANON == 0 {
+		t.Error("the host's terminal was left raw")
+	}
+}
+
+func TestTerminalInterrupt(t *testing.T) {
+	s := newSession(t, "echo ready; sleep 1000")
+	s.expect(t, "ready")
+	if _, err := s.keyboard.Write([]byte("\x03")); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := s.Wait(); err != nil || status.Signal != unix.SIGINT {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
+func TestTerminalResize(t *testing.T) {
+	s := newSession(t, "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.01; done")
+	s.expect(t, "ready")
+	if err := s.Resize(33, 11); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(t, "11 33")
+}
+
+// Job control works as at any terminal: an interactive shell has its jobs.
+func TestTerminalJobs(t *testing.T) {
+	s := newSession(t, "exec bash --norc -i")
+	if _, err := s.keyboard.Write([]byte(`sh -c 'echo start"ed"; exec sleep 1000'` + "\r")); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(t, "started\r\n")
+	for _, step := range []struct{ keys, want string }{
+		{"\x1a", "Stopped"}, {"echo aga\"in\"; fg\r", "again\r\nsh -c"}, {"\x1a", "Stopped"}, {"exit; exit 4\r", ""},
+	} {
+		if _, err := s.keyboard.Write([]byte(step.keys)); err != nil {
+			t.Fatal(err)
+		}
+		if step.want != "" {
+			s.expect(t, step.want)
+		}
+	}
+	if status, err := s.Wait(); err != nil || status.Code != 4 && status.Code != 0 {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
+// The last output of a command is not lost with it.
+func TestTerminalDrain(t *testing.T) {
+	cfg := newConfig(t, "seq", "1", "50000")
+	out, err := os.CreateTemp(t.TempDir(), "out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cfg.Terminal, cfg.Stdout = true, out
+	runConfig(t, cfg)
+	content, err := os.ReadFile(out.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.HasSuffix(content, []byte("\r\n50000\r\n")) || bytes.Count(content, []byte("\n")) != 50000 {
+		t.Errorf("%d lines, the last %q", bytes.Count(content, []byte("\n")), content[max(0, len(content)-20):])
+	}
+}
+
+// A file as the input of a terminal ends there too.
+func TestTerminalEndOfFile(t *testing.T) {
+	for _, input := range []string{"one\ntwo\n", "one\ntwo", ""} {
+		cfg := newConfig(t, "cat")
+		in, err := os.CreateTemp(t.TempDir(), "in")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		if _, err := in.WriteString(input); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Seek(0, 0); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Terminal, cfg.Stdin = true, in
+		if status, _ := runConfig(t, cfg); status.Code != 0 {
+			t.Errorf("input %q: status %+v", input, status)
+		}
+	}
+}
