@@ -2,7 +2,14 @@
 // and recorded, with short-lived AWS credentials and no long-lived secret.
 package main
 
-import "os"
+import (
+	"os"
+
+	"agentops/runtime"
+)
+
+// The first process of every container is this program again.
+func init() { runtime.Init() }
 
 func main() {
 	os.Exit(run(processEnv()))

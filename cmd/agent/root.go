@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -19,12 +20,13 @@ func run(e *env) int {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(
+		newRunCommand(e),
 		newVersionCommand(e),
 	)
 	root.SetArgs(e.args)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	return e.report(root.Execute())
+	return e.report(root.ExecuteContext(context.Background()))
 }
 
 // version is set by the Makefile.

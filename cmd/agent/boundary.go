@@ -1,0 +1,185 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"agentops/bpf"
+	"agentops/netns"
+)
+
+// boundary is a run's network: a namespace without a way out, the host's
+// listeners in it, and the redirect that leads to them.
+type boundary struct {
+	namespace   *netns.Namespace
+	proxy       []*net.TCPListener
+	resolver    []*net.UDPConn
+	credentials *net.TCPListener
+	redirect    *bpf.Redirect
+	probed      bpf.Counts // what the probes have counted
+}
+
+// newBoundary sets a boundary up and proves that it holds.
+func newBoundary() (_ *boundary, err error) {
+	b := &boundary{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	if b.namespace, err = netns.New(); err != nil {
+		return nil, err
+	}
+	hosts := []netip.Addr{netns.Host4}
+	if b.namespace.IPv6() {
+		hosts = append(hosts, netns.Host6)
+	}
+	for _, host := range hosts {
+		family := "4"
+		if host.Is6() {
+			family = "6"
+		}
+		listener, err := b.namespace.Listen("tcp"+family, netip.AddrPortFrom(host, 0))
+		if err != nil {
+			return nil, fmt.Errorf("open the proxy's listener: %w", err)
+		}
+		b.proxy = append(b.proxy, listener)
+		conn, err := b.namespace.ListenPacket("udp"+family, netip.AddrPortFrom(host, 53))
+		if err != nil {
+			return nil, fmt.Errorf("open the resolver's socket: %w", err)
+		}
+		b.resolver = append(b.resolver, conn)
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if b.credentials, err = b.namespace.Listen("tcp4", netip.AddrPortFrom(loopback, 0)); err != nil {
+		return nil, fmt.Errorf("open the credential server's listener: %w", err)
+	}
+	options := bpf.RedirectOptions{
+		NetNS: b.namespace.File(), Own4: netns.Own4, Own6: netns.Own6,
+		TCP4: b.proxy[0], DNS4: b.resolver[0],
+	}
+	if len(hosts) == 2 {
+		options.TCP6, options.DNS6 = b.proxy[1], b.resolver[1]
+	}
+	if b.redirect, err = bpf.AttachRedirect(options); err != nil {
+		return nil, err
+	}
+	return b, b.probe()
+}
+
+const probeTimeout = 2 * time.Second
+
+// probe makes a connection and a datagram to anywhere, from inside, and takes them
+// at the other end. Nobody else is in the namespace yet.
+func (b *boundary) probe() error {
+	anywhere := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for i, listener := range b.proxy {
+		target := netip.AddrPortFrom(anywhere[i], 9)
+		if err := b.probeTCP(listener, target); err != nil {
+			return fmt.Errorf("the redirect does not hold: a connection to %s: %w", target, err)
+		}
+		target = netip.AddrPortFrom(anywhere[i], 53)
+		if err := b.probeUDP(b.resolver[i], target); err != nil {
+			return fmt.Errorf("the redirect does not hold: a datagram to %s: %w", target, err)
+		}
+	}
+	var err error
+	b.probed, err = b.redirect.Counts()
+	return err
+}
+
+func (b *boundary) probeTCP(listener *net.TCPListener, target netip.AddrPort) error {
+	client, err := b.dial("tcp", target)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := listener.SetDeadline(time.Now().Add(probeTimeout)); err != nil {
+		return err
+	}
+	accepted, err := listener.Accept()
+	if err != nil {
+		return err
+	}
+	defer accepted.Close()
+	if accepted.LocalAddr().String() != target.String() || accepted.RemoteAddr().String() != client.LocalAddr().String() {
+		return fmt.Errorf("another one arrived, from %s to %s", accepted.RemoteAddr(), accepted.LocalAddr())
+	}
+	return listener.SetDeadline(time.Time{})
+}
+
+func (b *boundary) probeUDP(conn *net.UDPConn, target netip.AddrPort) error {
+	client, err := b.dial("udp", target)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if _, err := client.Write([]byte("probe")); err != nil {
+		return err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(probeTimeout)); err != nil {
+		return err
+	}
+	buf := make([]byte, 16)
+	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "probe" {
+		return fmt.Errorf("read %q: %w", buf[:n], err)
+	}
+	return conn.SetReadDeadline(time.Time{})
+}
+
+func (b *boundary) dial(network string, target netip.AddrPort) (conn net.Conn, err error) {
+	err = b.namespace.Do(func() error {
+		dialer := net.Dialer{Timeout: probeTimeout}
+		conn, err = dialer.Dial(network, target.String())
+		return err
+	})
+	return conn, err
+}
+
+// counts are what the kernel has redirected and refused of the run's.
+func (b *boundary) counts() (bpf.Counts, error) {
+	c, err := b.redirect.Counts()
+	if err != nil {
+		return bpf.Counts{}, err
+	}
+	c.TCP -= b.probed.TCP
+	c.DNS -= b.probed.DNS
+	return c, nil
+}
+
+// close takes the boundary down. What is still in the namespace is left without
+// any network.
+func (b *boundary) close() error {
+	var errs []error
+	if b.redirect != nil {
+		errs = append(errs, b.redirect.Close())
+	}
+	for _, listener := range b.proxy {
+		errs = append(errs, closeOnce(listener))
+	}
+	for _, conn := range b.resolver {
+		errs = append(errs, closeOnce(conn))
+	}
+	if b.credentials != nil {
+		errs = append(errs, closeOnce(b.credentials))
+	}
+	if b.namespace != nil {
+		errs = append(errs, b.namespace.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// closeOnce closes a socket that who served it may have closed.
+func closeOnce(c interface {
+	syscall.Conn
+	Close() error
+}) error {
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"agentops/audit"
+	"agentops/bpf"
+	"agentops/mitm"
+	"agentops/mitm/authority"
+	"agentops/mitm/policy"
+	"agentops/mitm/resolver"
+	"agentops/netns"
+	"agentops/runtime"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// execution is a run that goes on: all that it holds, in the order in which it
+// was acquired.
+type execution struct {
+	env         *env
+	spec        *runSpec
+	log         *logrus.Logger
+	credentials *credentials // nil without grants
+	claim       *runtime.Claim
+	folder      string
+	journal     *audit.Journal
+	boundary    *boundary
+	authority   *authority.Authority
+	container   *runtime.Container
+
+	serving    sync.WaitGroup
+	stop       context.CancelCauseFunc // ends what serves
+	stopped    context.Context
+	terminated chan struct{} // closed when the container has ended
+}
+
+// errOver ends what serves a run at the run's end.
+var errOver = errors.New("the run is over")
+
+// execute runs a command and returns its exit code. An error is ours: the command
+// did not start, or was ended for it.
+func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) {
+	if err := runtime.Sweep(e.runDir(), func(r runtime.Record) error { return sealInterrupted(r.ID, r.Folder) }); err != nil {
+		e.logger().WithError(err).Warn("what interrupted runs have left could not all be removed")
+	}
+	r := &execution{env: e, spec: spec, log: e.logger()}
+	r.stopped, r.stop = context.WithCancelCause(ctx)
+	began := time.Now()
+	if err := r.begin(); err != nil {
+		return exitOurs, errors.Join(err, r.end())
+	}
+	// From here on there is a journal, which tells how the run ended.
+	status, err := r.perform()
+	exit := audit.RunExit{ExitCode: status.Code, DurationMS: time.Since(began).Milliseconds()}
+	if status.Signal != nil {
+		exit.Signal = unix.SignalName(status.Signal.(syscall.Signal))
+	}
+	if err != nil {
+		exit.ExitCode, exit.Error = exitOurs, err.Error()
+	}
+	err = errors.Join(err, r.finish(exit))
+	if err != nil {
+		return exitOurs, err
+	}
+	e.summarize(r, status.Code)
+	return status.Code, nil
+}
+
+// begin acquires what a run needs before its first event: a name, credentials,
+// and its journal. It fails without a trace.
+func (r *execution) begin() (err error) {
+	folder := r.env.runFolder(r.spec.id)
+	record := runtime.Record{ID: r.spec.id, PID: os.Getpid(), Folder: folder}
+	if r.claim, err = runtime.TakeClaim(r.env.runDir(), r.spec.name, record); err != nil {
+		if _, busy := errors.AsType[*runtime.BusyError](err); busy {
+			return withHint(err, "choose another --name, or wait for it to end")
+		}
+		return err
+	}
+	if r.credentials, err = r.fetchCredentials(); err != nil {
+		return err
+	}
+	if r.folder, err = r.env.makeRunFolder(r.spec.id); err != nil {
+		return err
+	}
+	r.journal, err = audit.Create(filepath.Join(r.folder, journalName), r.spec.id)
+	if err == nil {
+		err = r.journal.Append(r.spec.recorded)
+	}
+	if err == nil {
+		err = r.credentials.recordTo(r.journal)
+	}
+	if err != nil {
+		_ = os.RemoveAll(r.folder)
+		return stateError(err)
+	}
+	return nil
+}
+
+// perform sets the boundary up, runs the command in it and returns how it ended.
+func (r *execution) perform() (status runtime.Status, err error) {
+	if r.boundary, err = newBoundary(); err != nil {
+		return status, err
+	}
+	if r.authority, err = authority.New(r.spec.id); err != nil {
+		return status, err
+	}
+	if err := r.serve(); err != nil {
+		return status, err
+	}
+	if r.container, err = runtime.Create(r.containerConfig()); err != nil {
+		return status, err
+	}
+	r.terminated = make(chan struct{})
+	r.serving.Go(r.watch)
+	stopSignals := r.forwardSignals()
+	defer stopSignals()
+	if err = r.container.Start(); err == nil {
+		status, err = r.container.Wait()
+	}
+	close(r.terminated)
+	// What ended the run, if it was not the command.
+	if cause := context.Cause(r.stopped); cause != nil {
+		return status, cause
+	}
+	return status, err
+}
+
+// watch ends the container when the run may not go on.
+func (r *execution) watch() {
+	select {
+	case <-r.journal.Failed():
+		r.stop(fmt.Errorf("the run was ended, since what it does can no longer be recorded: %w", r.journal.Err()))
+	case <-r.stopped.Done():
+	case <-r.terminated:
+		return
+	}
+	if err := r.container.Kill(); err != nil {
+		r.log.WithError(err).Error("end the run")
+	}
+}
+
+// serve starts what answers the run. If one of them fails, the run ends.
+func (r *execution) serve() error {
+	names := resolver.NewNames()
+	dialer := mitm.NewDialer(r.spec.pins, &r.spec.policy)
+	self, err := policy.Host(r.spec.name)
+	if err != nil {
+		self = "" // a name that is no host name needs no address
+	}
+	dns := resolver.New(resolver.Config{
+		Names: names, Policy: &r.spec.policy, Recorder: r.journal, Log: r.log,
+		Exists: dialer.Exists, Self: self, Own: []netip.Addr{netns.Own4, netns.Own6},
+	})
+	proxy := mitm.New(mitm.Config{
+		Policy: &r.spec.policy, Authority: r.authority, Names: names, Resolver: dns, Dialer: dialer,
+		Upstreams: r.spec.roots, Recorder: r.journal, Log: r.log,
+	})
+	r.start("the proxy", func() error {
+		listeners := make([]net.Listener, len(r.boundary.proxy))
+		for i, l := range r.boundary.proxy {
+			listeners[i] = l
+		}
+		return proxy.Serve(r.stopped, listeners...)
+	})
+	for _, conn := range r.boundary.resolver {
+		r.start("the resolver", func() error { return dns.ServeUDP(r.stopped, conn) })
+	}
+	r.start("the record of refused datagrams", func() error {
+		return r.boundary.redirect.Refusals(r.stopped, r.recordRefusal)
+	})
+	r.start("the credential server", func() error {
+		return r.credentials.serve(r.stopped, r.boundary.credentials, r.log)
+	})
+	return nil
+}
+
+// start runs one of the run's servers until the run is over.
+func (r *execution) start(what string, serve func() error) {
+	r.serving.Go(func() {
+		if err := serve(); err != nil {
+			r.stop(fmt.Errorf("the run was ended, since %s failed: %w", what, err))
+		}
+	})
+}
+
+func (r *execution) recordRefusal(refusal bpf.Refusal) error {
+	return r.journal.Append(audit.Refused{
+		Protocol:    refusal.Protocol,
+		Destination: refusal.Destination.String(),
+		Host:        refusal.Destination.Addr().String(),
+		Port:        refusal.Destination.Port(),
+		Reason:      "protocol",
+		Detail:      "only TCP, and DNS to port 53, leave a run",
+	})
+}
+
+// containerConfig describes the container of the run.
+func (r *execution) containerConfig() runtime.Config {
+	own, files := r.credentials.environment(r.boundary.credentials.Addr())
+	// resolve has seen that the given variables are good.
+	variables, _ := runtime.Environ(os.Environ(), r.spec.rootfs, own, r.spec.env)
+	c := runtime.Config{
+		ID:         r.spec.id,
+		Folder:     r.folder,
+		Live:       r.claim.Dir(),
+		Network:    r.boundary.namespace.Path(),
+		Rootfs:     r.spec.rootfs,
+		Workspace:  r.spec.workspace,
+		Mounts:     r.spec.mounts,
+		Command:    r.spec.command,
+		Env:        variables,
+		Hostname:   r.spec.name,
+		Terminal:   r.spec.terminal,
+		Stdin:      r.env.stdin,
+		Stdout:     asFile(r.env.stdout),
+		Stderr:     asFile(r.env.stderr),
+		Helper:     r.spec.helper,
+		Files:      files,
+		Bundle:     append(append([]byte{}, r.spec.bundle...), r.authority.PEM()...),
+		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Host4),
+		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",
+			netns.Own4, r.spec.name),
+		Hidden: r.env.hidden(),
+	}
+	if !r.spec.stdin {
+		c.Stdin = nil
+	}
+	return c
+}
+
+func asFile(w any) *os.File {
+	file, _ := w.(*os.File) // of tests: nothing is shown
+	return file
+}
+
+// forwardSignals passes on what is sent to us until the returned function is
+// called.
+func (r *execution) forwardSignals() func() {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case s := <-signals:
+				if err := r.container.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+					r.log.WithError(err).Warn("pass a signal on to the command")
+				}
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		signal.Stop(signals)
+		close(done)
+		wg.Wait()
+	}
+}
+
+// finish takes a run down, seals its journal and gives its name back. What is
+// refused and open until then is in the journal before its last line.
+func (r *execution) finish(exit audit.RunExit) error {
+	var errs []error
+	if r.container != nil {
+		errs = append(errs, r.container.Kill())
+	}
+	r.stop(errOver)
+	r.serving.Wait()
+	if r.boundary != nil {
+		counts, err := r.boundary.counts()
+		errs = append(errs, err)
+		exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused}
+	}
+	seal, err := r.journal.Seal(exit)
+	if err == nil {
+		err = writeSeal(r.folder, seal)
+	}
+	return errors.Join(append(errs, err, r.end())...)
+}
+
+// end lets go of everything, the last acquired first.
+func (r *execution) end() error {
+	r.stop(errOver)
+	var errs []error
+	if r.container != nil {
+		errs = append(errs, r.container.Close())
+	}
+	r.serving.Wait()
+	if r.boundary != nil {
+		errs = append(errs, r.boundary.close())
+	}
+	if r.claim != nil {
+		errs = append(errs, r.claim.Release())
+	}
+	return errors.Join(errs...)
+}

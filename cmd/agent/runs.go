@@ -1,0 +1,136 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"agentops/audit"
+)
+
+// A run's folder, below runs in the state folder, holds its evidence.
+const (
+	runsFolder  = "runs"
+	journalName = "journal.jsonl"
+	sealName    = "seal.json"
+)
+
+func (e *env) runFolder(id string) string { return filepath.Join(e.stateDir(), runsFolder, id) }
+
+// makeRunFolder makes a new run's folder.
+func (e *env) makeRunFolder(id string) (string, error) {
+	folder := e.runFolder(id)
+	if err := os.MkdirAll(filepath.Dir(folder), 0o700); err != nil {
+		return "", stateError(err)
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return "", stateError(err)
+	}
+	return folder, nil
+}
+
+// stateError is an error of the state folder, with what to do about it.
+func stateError(err error) error {
+	return withHint(fmt.Errorf("write the state folder: %w", err),
+		"free some space, or set AGENTOPS_STATE_DIR to a folder that can be written")
+}
+
+// writeSeal keeps a seal beside its journal.
+func writeSeal(folder string, seal audit.Seal) error {
+	content, err := json.Marshal(seal)
+	if err != nil {
+		return err
+	}
+	aside := filepath.Join(folder, "."+sealName)
+	if err := os.WriteFile(aside, append(content, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the journal's seal: %w", err)
+	}
+	return os.Rename(aside, filepath.Join(folder, sealName))
+}
+
+// readSeal reads the seal beside a journal; nil without one.
+func readSeal(folder string) (*audit.Seal, error) {
+	content, err := os.ReadFile(filepath.Join(folder, sealName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var seal audit.Seal
+	if err := json.Unmarshal(content, &seal); err != nil {
+		return nil, fmt.Errorf("read the journal's seal: %w", err)
+	}
+	return &seal, nil
+}
+
+// sealInterrupted closes the books of a run whose agent was killed.
+func sealInterrupted(id, folder string) error {
+	if seal, err := readSeal(folder); err != nil || seal != nil {
+		return err
+	}
+	journal, err := os.Open(filepath.Join(folder, journalName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it had not begun
+	}
+	if err != nil {
+		return err
+	}
+	defer journal.Close()
+	seal, err := audit.Interrupted(id, journal)
+	if err != nil {
+		return err
+	}
+	return writeSeal(folder, seal)
+}
+
+// findRun returns the folder of a run by its id, its name (the last of several),
+// or "last".
+func (e *env) findRun(which string) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(e.stateDir(), runsFolder))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	slices.Reverse(entries) // ids sort by time: the last run first
+	for _, entry := range entries {
+		id := entry.Name()
+		if which == "last" || which == id {
+			return e.runFolder(id), nil
+		}
+	}
+	for _, entry := range entries {
+		folder := e.runFolder(entry.Name())
+		if start, err := readStart(folder); err == nil && start.Name == which {
+			return folder, nil
+		}
+	}
+	if which == "last" {
+		return "", withHint(errors.New("there is no run yet"), "agent run -- COMMAND")
+	}
+	return "", withHint(fmt.Errorf("there is no run %q", which), "runs are named by id, by --name, or as \"last\"; they are in %s", filepath.Join(e.stateDir(), runsFolder))
+}
+
+// readStart reads a journal's first event.
+func readStart(folder string) (*audit.RunStart, error) {
+	file, err := os.Open(filepath.Join(folder, journalName))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	var start audit.RunStart
+	return &start, json.NewDecoder(file).Decode(&start)
+}
+
+// kernelRelease is the running kernel's version; empty when it cannot be told.
+func kernelRelease() string {
+	content, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(content))
+}

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"agentops/audit"
+	"agentops/helper"
+	"agentops/mitm"
+	"agentops/mitm/policy"
+	"agentops/runtime"
+)
+
+// runFlags are the flags of agent run.
+type runFlags struct {
+	settings
+	strict     bool
+	workspace  string
+	upstreamCA string
+	terminal   bool
+	stdin      bool
+	quiet      bool
+}
+
+// runSpec is one run, resolved: everything that can be wrong with what the user
+// asked for has been found. It does not change.
+type runSpec struct {
+	id, name  string
+	command   []string
+	workspace string
+	rootfs    string
+	mounts    []runtime.Mount
+	env       []string // given by the user: NAME or NAME=VALUE
+	grants    []string
+	policy    policy.Policy
+	pins      []mitm.Pin
+	roots     *x509.CertPool // of upstreams
+	bundle    []byte         // system roots, PEM
+	helper    []byte
+	terminal  bool
+	stdin     bool
+	quiet     bool
+	recorded  audit.RunStart
+}
+
+// resolve makes a run of the flags and the workspace's agent.yaml.
+func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
+	if e.uid != 0 {
+		return nil, withHint(errors.New("agent run needs root: it makes namespaces and loads eBPF"), "sudo agent run ...")
+	}
+	workspace, err := e.resolveWorkspace(flags.workspace)
+	if err != nil {
+		return nil, err
+	}
+	file, err := readSettings(workspace)
+	if err != nil {
+		return nil, err
+	}
+	merged := merge(file, flags.settings)
+	if len(command) > 0 {
+		merged.Command = command
+	}
+	if len(merged.Command) == 0 || merged.Command[0] == "" {
+		return nil, withHint(errors.New("no command was given"), "agent run -- COMMAND [ARG...], or command: in %s", workspaceFile)
+	}
+	if flags.strict {
+		merged.Network.Policy = string(policy.Strict)
+	}
+	s := &runSpec{
+		id:        newRunID(),
+		name:      merged.Name,
+		command:   merged.Command,
+		workspace: workspace,
+		env:       merged.Env,
+		grants:    merged.Grants,
+		terminal:  flags.terminal,
+		stdin:     flags.stdin,
+		quiet:     flags.quiet,
+	}
+	if s.name == "" {
+		s.name = s.id
+	}
+	if err := s.resolveView(e, merged); err != nil {
+		return nil, err
+	}
+	if err := s.resolveNetwork(merged.Network); err != nil {
+		return nil, err
+	}
+	if err := s.resolveTrust(flags.upstreamCA); err != nil {
+		return nil, err
+	}
+	if s.helper, err = helper.Binary(); err != nil {
+		return nil, err
+	}
+	s.recorded = s.record(merged.Network)
+	return s, nil
+}
+
+// merge lays flags over agent.yaml: lists are joined, the rest is replaced.
+func merge(file, flags settings) settings {
+	join := func(a, b []string) []string { return append(append([]string{}, a...), b...) }
+	either := func(flag, file string) string {
+		if flag != "" {
+			return flag
+		}
+		return file
+	}
+	return settings{
+		Name:    either(flags.Name, file.Name),
+		Grants:  join(file.Grants, flags.Grants),
+		Command: file.Command,
+		Env:     join(file.Env, flags.Env),
+		Mounts:  join(file.Mounts, flags.Mounts),
+		Rootfs:  either(flags.Rootfs, file.Rootfs),
+		Network: networkSettings{
+			Policy:  file.Network.Policy,
+			Allow:   join(file.Network.Allow, flags.Network.Allow),
+			Deny:    join(file.Network.Deny, flags.Network.Deny),
+			Resolve: join(file.Network.Resolve, flags.Network.Resolve),
+		},
+	}
+}
+
+func (e *env) resolveWorkspace(flag string) (string, error) {
+	dir := e.dir
+	if flag != "" {
+		dir = e.absolute(e.dir, flag)
+	}
+	if dir == "" {
+		return "", withHint(errors.New("the current folder is gone"), "cd to a project folder, or choose one with -w DIR")
+	}
+	workspace, err := runtime.CheckWorkspace(dir, e.hidden()...)
+	return workspace, withHint(err, "run from a project folder, or choose one with -w DIR")
+}
+
+// hidden are the folders of AgentOps itself.
+func (e *env) hidden() []string { return []string{e.stateDir(), e.runDir()} }
+
+func (e *env) absolute(base, path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(base, path)
+}
+
+func (s *runSpec) resolveView(e *env, merged settings) error {
+	if merged.Rootfs != "" {
+		rootfs, err := runtime.CheckRootfs(e.absolute(s.workspace, merged.Rootfs), e.hidden()...)
+		if err != nil {
+			return err
+		}
+		s.rootfs = rootfs
+	}
+	for _, text := range merged.Mounts {
+		parts := strings.Split(text, ":")
+		readOnly := len(parts) == 3 && parts[2] == "ro"
+		if len(parts) != 2 && !readOnly || parts[0] == "" || parts[1] == "" {
+			return fmt.Errorf("mount %q is not SRC:DST or SRC:DST:ro", text)
+		}
+		mount, err := runtime.CheckMount(runtime.Mount{
+			Source:      e.absolute(s.workspace, parts[0]),
+			Destination: parts[1],
+			ReadOnly:    readOnly,
+		}, e.hidden()...)
+		if err != nil {
+			return err
+		}
+		s.mounts = append(s.mounts, mount)
+	}
+	_, err := runtime.Environ(nil, s.rootfs, nil, s.env)
+	return err
+}
+
+func (s *runSpec) resolveNetwork(n networkSettings) (err error) {
+	if s.policy.Mode, err = policy.ParseMode(n.Policy); err != nil {
+		return err
+	}
+	if s.policy.Allow, err = policy.ParseRules(n.Allow); err != nil {
+		return err
+	}
+	if s.policy.Deny, err = policy.ParseRules(n.Deny); err != nil {
+		return err
+	}
+	for _, text := range n.Resolve {
+		pin, err := mitm.ParsePin(text)
+		if err != nil {
+			return err
+		}
+		s.pins = append(s.pins, pin)
+	}
+	return nil
+}
+
+// bundlePaths are where distributions keep the roots that a system trusts.
+var bundlePaths = []string{
+	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Arch
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // RHEL
+	"/etc/ssl/ca-bundle.pem",                            // SUSE
+	"/etc/pki/tls/certs/ca-bundle.crt",                  // older RHEL
+	"/etc/ssl/cert.pem",                                 // Alpine
+}
+
+// resolveTrust reads the roots that upstreams are verified against, and those that
+// the run sees.
+func (s *runSpec) resolveTrust(upstreamCA string) error {
+	for _, path := range bundlePaths {
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read the system's trusted roots: %w", err)
+		}
+		s.bundle = content
+		break
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(s.bundle) // none: every upstream is refused
+	if upstreamCA == "" {
+		return nil
+	}
+	content, err := os.ReadFile(upstreamCA)
+	if err != nil {
+		return fmt.Errorf("read --upstream-ca: %w", err)
+	}
+	if !s.roots.AppendCertsFromPEM(content) {
+		return fmt.Errorf("--upstream-ca %s: there is no PEM certificate in it", upstreamCA)
+	}
+	return nil
+}
+
+func (s *runSpec) record(n networkSettings) audit.RunStart {
+	host, _ := os.Hostname() // recorded empty
+	return audit.RunStart{
+		Schema:    audit.SchemaVersion,
+		Name:      s.name,
+		Agent:     version,
+		Kernel:    kernelRelease(),
+		Host:      host,
+		Command:   s.command,
+		Workspace: s.workspace,
+		Rootfs:    s.rootfs,
+		Grants:    append([]string{}, s.grants...),
+		Policy: audit.Policy{
+			Mode:    string(s.policy.Mode),
+			Allow:   n.Allow,
+			Deny:    n.Deny,
+			Resolve: n.Resolve,
+		},
+	}
+}
+
+// newRunID returns an id that sorts by the time of its making.
+func newRunID() string {
+	random := make([]byte, 4)
+	rand.Read(random) // never fails
+	return time.Now().UTC().Format("20060102-150405") + "-" + hex.EncodeToString(random)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/goccy/go-yaml"
+)
+
+// workspaceFile is a workspace's own settings for its runs. Flags add to the
+// lists and win over the rest.
+const workspaceFile = "agent.yaml"
+
+// settings are what can be said of a run, in agent.yaml or by flags.
+type settings struct {
+	Name    string          `yaml:"name"`
+	Grants  []string        `yaml:"grants"`
+	Command []string        `yaml:"command"`
+	Env     []string        `yaml:"env"`    // NAME or NAME=VALUE
+	Mounts  []string        `yaml:"mounts"` // SRC:DST[:ro]; SRC may be relative to the workspace
+	Rootfs  string          `yaml:"rootfs"` // likewise
+	Network networkSettings `yaml:"network"`
+}
+
+type networkSettings struct {
+	Policy  string   `yaml:"policy"` // permissive, strict
+	Allow   []string `yaml:"allow"`
+	Deny    []string `yaml:"deny"`
+	Resolve []string `yaml:"resolve"` // NAME=IP[:PORT]
+}
+
+// readSettings reads a workspace's agent.yaml; there need not be one.
+func readSettings(workspace string) (settings, error) {
+	path := filepath.Join(workspace, workspaceFile)
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return settings{}, nil
+	}
+	if err != nil {
+		return settings{}, fmt.Errorf("read %s: %w", workspaceFile, err)
+	}
+	var s settings
+	decoder := yaml.NewDecoder(bytes.NewReader(content), yaml.Strict())
+	if err := decoder.Decode(&s); err != nil && !errors.Is(err, io.EOF) {
+		return settings{}, describeYAML(path, err)
+	}
+	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return settings{}, fmt.Errorf("%s: there must be one document in it", path)
+	}
+	return s, nil
+}
+
+// settingsKeys are the keys that agent.yaml may have, for who misspells one.
+var settingsKeys = []string{
+	"name", "grants", "command", "env", "mounts", "rootfs", "network",
+	"policy", "allow", "deny", "resolve",
+}
+
+// describeYAML says where in a file the decoder was not content, and with what.
+func describeYAML(path string, err error) error {
+	position := path
+	yamlErr, ok := errors.AsType[yaml.Error](err)
+	if !ok {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if token := yamlErr.GetToken(); token != nil {
+		position = fmt.Sprintf("%s:%d", path, token.Position.Line)
+	}
+	located := fmt.Errorf("%s: %s", position, yamlErr.GetMessage())
+	if unknown, ok := errors.AsType[*yaml.UnknownFieldError](err); ok {
+		return withHint(located, "did you mean %q?", nearest(unknown.Token.Value, settingsKeys))
+	}
+	return located
+}
+
+// nearest returns the candidate with the fewest changes from word.
+func nearest(word string, candidates []string) string {
+	return slices.MinFunc(candidates, func(a, b string) int { return distance(word, a) - distance(word, b) })
+}
+
+// distance counts the letters to insert, delete or replace (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			changed := diagonal
+			if a[i] != b[j] {
+				changed++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(changed, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
