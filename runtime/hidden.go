@@ -95,7 +95,7 @@ func hide(extra, visible []string) (hiding, error) {
 		candidates = append(candidates, found...)
 	}
 	for _, dir := range homes() {
-		if within(dir, h.fresh...) {
+		if within(dir, h.fresh...) || !isDir(dir) {
 			continue
 		}
 		for _, name := range homeSecrets {

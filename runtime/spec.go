@@ -1,8 +1,6 @@
 package runtime
 
 import (
-	"path/filepath"
-
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -39,7 +37,7 @@ func specification(cfg *Config, v *view) *specs.Spec {
 		Version:  specs.Version,
 		Root:     &specs.Root{Path: v.root},
 		Hostname: hostname(cfg.Hostname),
-		Mounts:   mounts(cfg, v),
+		Mounts:   kernelMounts(),
 		Process: &specs.Process{
 			Terminal:        cfg.Terminal,
 			Args:            append(args, cfg.Command...),
@@ -72,10 +70,10 @@ func specification(cfg *Config, v *view) *specs.Spec {
 	}
 }
 
-// mounts is what is mounted into the tree, in order: the kernel's filesystems,
-// empty folders, what the user gives, and what nothing may cover.
-func mounts(cfg *Config, v *view) []specs.Mount {
-	list := []specs.Mount{
+// kernelMounts are the kernel's filesystems, which have to be mounted from
+// within the container's namespaces. All else is in the tree already.
+func kernelMounts() []specs.Mount {
+	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		// Always a fresh /dev: libcontainer edits the one that it finds.
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
@@ -89,32 +87,4 @@ func mounts(cfg *Config, v *view) []specs.Mount {
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 			Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 	}
-	for _, folder := range freshFolders {
-		if path := resolve(folder.path); cfg.Rootfs == "" && within(path, v.fresh...) {
-			list = append(list, specs.Mount{Destination: path, Type: "tmpfs", Source: "tmpfs",
-				Options: []string{"nosuid", "nodev", "mode=" + folder.mode}})
-		}
-	}
-	list = append(list, bind(cfg.Workspace, cfg.Workspace, false))
-	for _, m := range cfg.Mounts {
-		list = append(list, bind(m.Source, m.Destination, m.ReadOnly))
-	}
-	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
-		list = append(list, bind(filepath.Join(v.stage, name), "/etc/"+name, true))
-	}
-	agentops := filepath.Join(v.stage, "agentops")
-	for _, path := range v.bundles {
-		list = append(list, bind(filepath.Join(agentops, bundleName), path, true))
-	}
-	return append(list, bind(agentops, agentopsFolder, true))
-}
-
-// bind mounts a folder with what is mounted in it, or a file. Nothing of the
-// host's becomes a device or changes the user in the run.
-func bind(source, destination string, readOnly bool) specs.Mount {
-	options := []string{"rbind", "nodev", "nosuid", "rw"}
-	if readOnly {
-		options = []string{"rbind", "nodev", "nosuid", "ro", "rro"}
-	}
-	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options}
 }

@@ -80,7 +80,7 @@ func newView(cfg *Config) (*view, error) {
 	if err := v.settle(cfg); err != nil {
 		return nil, err
 	}
-	return v, nil
+	return v, v.place(cfg)
 }
 
 // emptyView names the places of a view in a run's folder.

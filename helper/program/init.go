@@ -110,23 +110,21 @@ func prctl(option, value uintptr) error {
 	return nil
 }
 
-// catchable lists the signals to pass on: all but those that cannot be caught,
-// those that the kernel and Go's scheduler send us for our own sake, and those
-// that the agent was started to ignore (nohup), which the command inherits.
+// catchable lists the signals to pass on that others than the agent, whose come
+// by the lifeline, send to PID 1: those that a person or an engine sends. All
+// sixty would take longer to set up than everything else. Those that the agent
+// was started to ignore (nohup) the command inherits.
 func catchable() []os.Signal {
-	var all []os.Signal
-	for s := syscall.Signal(1); s <= 64; s++ {
-		switch s {
-		case syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE:
-			continue
-		case 32, 33: // the C library's own
-			continue
-		}
+	var list []os.Signal
+	for _, s := range []os.Signal{
+		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGALRM, syscall.SIGABRT, syscall.SIGCONT, syscall.SIGTSTP, syscall.SIGWINCH,
+	} {
 		if !signal.Ignored(s) {
-			all = append(all, s)
+			list = append(list, s)
 		}
 	}
-	return all
+	return list
 }
 
 // start runs the command in a process group of its own, which has the
