@@ -46,8 +46,11 @@ func TakeClaim(runDir, name string, record Record) (*Claim, error) {
 		return nil, fmt.Errorf("run name %q: only up to 64 letters, digits, '_', '.' and '-' are allowed, '.' not first", name)
 	}
 	dir := filepath.Join(runDir, name)
+	if err := os.MkdirAll(runDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the run folder: %w", err)
+	}
 	for {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("make the live folder: %w", err)
 		}
 		lock, err := lockFolder(dir)

@@ -116,12 +116,13 @@ func (t *terminal) start() error {
 	if t.host {
 		sizes := make(chan os.Signal, 1)
 		signal.Notify(sizes, unix.SIGWINCH)
+		t.follow() // it may have changed since Create
 		t.copying.Go(func() {
 			defer signal.Stop(sizes)
 			for {
-				t.follow()
 				select {
 				case <-sizes:
+					t.follow()
 				case <-t.drained:
 					return
 				}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestMain lets the test binary be the program: init execs a command and exits,
+// which a function's test cannot show.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
+	}
+	os.Exit(m.Run())
+}
+
+func TestLookup(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"one/tool": 0o644, "two/tool": 0o755, "one/plain": 0o644} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(dir+"/one/folder", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := dir + "/none:" + dir + "/one:" + dir + "/two"
+	for _, test := range []struct {
+		name, want string
+		code       int
+	}{
+		{"tool", dir + "/two/tool", 0},
+		{"plain", "", exitNotExecutable},
+		{"folder", "", exitNotExecutable},
+		{"nothing", "", exitNotFound},
+		{"", "", exitNotFound},
+		{dir + "/two/tool", dir + "/two/tool", 0},
+		{dir + "/one/plain", "", exitNotExecutable},
+		{dir + "/one/plain/x", "", exitNotFound},
+	} {
+		got, err := lookup(test.name, path)
+		if test.code == 0 && (err != nil || got != test.want) || test.code != 0 && (err == nil || err.code != test.code) {
+			t.Errorf("%q: %q, %v; want %q, %d", test.name, got, err, test.want, test.code)
+		}
+	}
+}
+
+// startInit starts an init that is nobody's PID 1, with a lifeline.
+func startInit(t *testing.T, command ...string) (*exec.Cmd, *os.File, *strings.Builder) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	defer theirs.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer write.Close()
+	cmd := exec.Command("/proc/self/exe", append([]string{"init", "3", "--"}, command...)...)
+	cmd.ExtraFiles = []*os.File{theirs, null, write, write}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	output := &strings.Builder{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buffer := make([]byte, 4096)
+		for {
+			n, err := read.Read(buffer)
+			output.Write(buffer[:n])
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		ours.Close()
+		_ = cmd.Wait()
+		<-done
+		read.Close()
+	})
+	return cmd, ours, output
+}
+
+func TestInitExitCode(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("exit 6\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		command []string
+		code    int
+	}{
+		{[]string{"true"}, 0},
+		{[]string{"sh", "-c", "exit 7"}, 7},
+		{[]string{"sh", "-c", "kill -TERM $$"}, 143},
+		{[]string{script}, 6}, // without #!
+		{[]string{"/no/such"}, 127},
+	} {
+		cmd, lifeline, _ := startInit(t, test.command...)
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != test.code {
+			t.Errorf("%q: code %d, want %d", test.command, code, test.code)
+		}
+		lifeline.Close()
+	}
+}
+
+// The end of the lifeline is the end of init, which is not PID 1 here and so
+// leaves the command: that the kernel ends it too is package runtime's test.
+func TestInitEndsWithLifeline(t *testing.T) {
+	cmd, lifeline, _ := startInit(t, "cat")
+	lifeline.Close()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 137 {
+		t.Errorf("code %d", code)
+	}
+}
+
+func TestInitPassesSignals(t *testing.T) {
+	cmd, lifeline, _ := startInit(t, "sleep", "1000")
+	if _, err := lifeline.Write([]byte{byte(syscall.SIGUSR1)}); err != nil {
+		t.Fatal(err)
+	}
+	word := make([]byte, 2)
+	if _, err := lifeline.Read(word); err != nil || word[0] != wordKilled || word[1] != byte(syscall.SIGUSR1) {
+		t.Errorf("init said %q, %v", word, err)
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 128+int(syscall.SIGUSR1) {
+		t.Errorf("code %d", code)
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	for _, args := range [][]string{nil, {"other"}, {"init"}, {"init", "3"}, {"init", "x", "--", "true"}, {"init", "2", "--", "true"}, {"init", "3", "--"}} {
+		var stderr strings.Builder
+		if code := run(args, &stderr, &stderr, os.Getenv); code != exitOurs || !strings.HasPrefix(stderr.String(), "agent: error: ") {
+			t.Errorf("%q: code %d, %q", args, code, stderr.String())
+		}
+	}
+}
