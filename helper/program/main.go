@@ -31,6 +31,8 @@ func run(args []string, stdout, stderr io.Writer, getenv func(string) string) in
 	switch role {
 	case "init":
 		return supervise(args[1:], stderr)
+	case "credential":
+		return credential(args[1:], stdout, stderr, getenv)
 	}
 	fmt.Fprintf(stderr, "agent: error: the helper has no role %q\n", role)
 	return exitOurs
