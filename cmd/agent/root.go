@@ -21,6 +21,8 @@ func run(e *env) int {
 	}
 	root.AddCommand(
 		newRunCommand(e),
+		newAuditCommand(e),
+		newDoctorCommand(e),
 		newVersionCommand(e),
 	)
 	root.SetArgs(e.args)

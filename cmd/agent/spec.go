@@ -258,9 +258,11 @@ func (s *runSpec) record(n networkSettings) audit.RunStart {
 	}
 }
 
-// newRunID returns an id that sorts by the time of its making.
+// newRunID returns an id that sorts by the time of its making: date, time,
+// milliseconds and five random digits.
 func newRunID() string {
-	random := make([]byte, 4)
+	random := make([]byte, 3)
 	rand.Read(random) // never fails
-	return time.Now().UTC().Format("20060102-150405") + "-" + hex.EncodeToString(random)
+	now := time.Now().UTC()
+	return fmt.Sprintf("%s-%03d%.5s", now.Format("20060102-150405"), now.Nanosecond()/int(time.Millisecond), hex.EncodeToString(random))
 }

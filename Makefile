@@ -1,0 +1,65 @@
+# make          builds ./agent
+# make demo     installs what is missing and shows the main job
+# make test     installs what is missing and runs every test; needs root
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := agent
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Static: one binary for every host. Names are looked up by Go itself.
+TAGS := netgo,osusergo
+LDFLAGS := -s -w -X main.version=$(VERSION) -linkmode external -extldflags -static
+
+GOLANGCI_LINT := v2.15.0
+CLANG := 14
+
+# What the tests and the demo use of Debian's, and what generates and lints.
+TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs python3 python3-requests wget
+GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
+
+SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.o' go.mod go.sum)
+
+agent: helper/dist/helper $(SOURCES)
+	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
+
+# The program that goes into a run: static, no libc, embedded in agent.
+helper/dist/helper: $(filter helper/program/%,$(SOURCES))
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/program
+
+.PHONY: demo
+demo: deps agent bin/awsstub
+	test/demo.sh
+
+bin/awsstub: $(filter test/awsstub/%,$(SOURCES))
+	go build -o $@ ./test/awsstub/cmd/awsstub
+
+# A test that was skipped has not passed.
+.PHONY: test
+test: deps agent bin/awsstub
+	test/run.sh
+
+.PHONY: bench
+bench: agent
+	go test -run '^$$' -bench . -benchtime 20x ./...
+
+.PHONY: generate
+generate:
+	test/install.sh $(GENERATE_PACKAGES)
+	go generate ./bpf
+
+.PHONY: lint
+lint: bin/golangci-lint-$(GOLANGCI_LINT)
+	$< run ./...
+
+bin/golangci-lint-$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
+	mv bin/golangci-lint $@
+
+.PHONY: deps
+deps:
+	test/install.sh $(TEST_PACKAGES)
+
+.PHONY: clean
+clean:
+	rm -rf agent bin helper/dist/helper
