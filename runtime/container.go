@@ -28,7 +28,8 @@ type Container struct {
 	cgroup    string
 	cleanup   undo // what Close does
 
-	ended   chan struct{} // closed when the two below are set
+	dead    chan struct{} // closed when no process is left
+	ended   chan struct{} // closed then, when the output is written and these are set
 	status  Status
 	waitErr error
 
@@ -45,7 +46,7 @@ func Create(cfg Config) (_ *Container, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	c := &Container{ended: make(chan struct{})}
+	c := &Container{dead: make(chan struct{}), ended: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("create container %s: %w", cfg.ID, err), c.cleanup.run())
@@ -181,6 +182,7 @@ func streams(files ...*os.File) ([]*os.File, *undo, error) {
 func (c *Container) watch(events <-chan struct{}) {
 	state, err := c.process.Wait()
 	<-events
+	close(c.dead)
 	if c.terminal != nil {
 		c.terminal.drain()
 	}
@@ -243,7 +245,7 @@ func (c *Container) Signal(s os.Signal) error {
 		return fmt.Errorf("signal %v: the kernel has no such signal", s)
 	}
 	select {
-	case <-c.ended:
+	case <-c.dead:
 		return os.ErrProcessDone
 	default:
 	}
@@ -261,19 +263,20 @@ func (c *Container) Resize(width, height uint16) error {
 // Kill ends everything in the container at once, and waits until it has.
 func (c *Container) Kill() error {
 	select {
-	case <-c.ended:
+	case <-c.dead:
 		return nil
 	default:
 	}
 	if err := c.process.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill the container: %w", err)
 	}
-	<-c.ended
+	<-c.dead
 	return nil
 }
 
 // Close ends what still runs in the container and removes every trace of it
-// from the host. It may be called again.
+// from the host, once the output of its terminal is written. It may be called
+// again.
 func (c *Container) Close() error {
 	c.closing.Lock()
 	defer c.closing.Unlock()

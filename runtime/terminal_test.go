@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -155,21 +157,41 @@ func TestTerminalJobs(t *testing.T) {
 	}
 }
 
-// The last output of a command is not lost with it.
+// The last output of a command is not lost with it: here it is still in the
+// terminal when the command is gone, because no one has read what came before.
 func TestTerminalDrain(t *testing.T) {
-	cfg := newConfig(t, "seq", "1", "50000")
-	out, err := os.CreateTemp(t.TempDir(), "out")
+	const lines = 10000 // more than a pipe holds, less than pipe and terminal do
+	cfg := newConfig(t, "seq", "-f", "%05g", fmt.Sprint(lines))
+	out, outer, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	cfg.Terminal, cfg.Stdout = true, out
-	runConfig(t, cfg)
-	content, err := os.ReadFile(out.Name())
+	cfg.Terminal, cfg.Stdout = true, outer
+	c, err := Create(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.HasSuffix(content, []byte("\r\n50000\r\n")) || bytes.Count(content, []byte("\n")) != 50000 {
+	defer c.Close()
+	pidfd, err := unix.PidfdOpen(c.PID(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, pidfd)
+	received := make(chan []byte)
+	go func() {
+		content, _ := io.ReadAll(out)
+		received <- content
+	}()
+	if _, err := c.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	outer.Close()
+	if content := <-received; !bytes.HasSuffix(content, []byte("10000\r\n")) || bytes.Count(content, []byte("\n")) != lines {
 		t.Errorf("%d lines, the last %q", bytes.Count(content, []byte("\n")), content[max(0, len(content)-20):])
 	}
 }

@@ -14,9 +14,6 @@ import (
 // which a container's filesystem is put together and from which the container
 // is driven. What is mounted there nobody else sees, and it goes away with the
 // thread and the container's processes: nothing of it can be left behind.
-//
-// A container's parent is this thread, not the process: its PID 1 gets the
-// parent-death signal when the thread ends.
 type thread struct {
 	calls chan func()
 }

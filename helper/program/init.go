@@ -31,10 +31,11 @@ const (
 // at which the kernel ends all that is left of the PID namespace.
 //
 // Nothing in the run can keep it from that. It cannot be stopped or killed
-// from inside, which the kernel sees to for PID 1; it is not dumpable, so that
-// root without CAP_SYS_PTRACE can neither trace it nor reach its descriptors;
-// and should it not get to run, the kernel kills it by the parent-death signal.
-// What else can be done to it (limits, signals that Go dies of) ends the run.
+// from inside, which the kernel sees to for PID 1, and it is not dumpable, so
+// that root without CAP_SYS_PTRACE can neither trace it nor reach its
+// descriptors. What else can be done to it (limits, signals that Go dies of) ends
+// the run. A parent-death signal would be of no use: the kernel (6.18) does not
+// deliver it to PID 1 of a namespace, even if PID 1 asks for it itself.
 func supervise(args []string, stderr io.Writer) int {
 	terminal := len(args) > 0 && args[0] == "--terminal"
 	if terminal {
@@ -90,22 +91,9 @@ func guard(lifeline int, stdio []int) error {
 			syscall.CloseOnExec(fd)
 		}
 	}
-	const prSetDumpable, prSetPdeathsig = 4, 1
-	if err := prctl(prSetDumpable, 0); err != nil {
-		return fmt.Errorf("set not dumpable: %w", err)
-	}
-	if os.Getpid() != 1 {
-		return nil // a test's init has another parent to outlive
-	}
-	if err := prctl(prSetPdeathsig, uintptr(syscall.SIGKILL)); err != nil {
-		return fmt.Errorf("set the parent-death signal: %w", err)
-	}
-	return nil
-}
-
-func prctl(option, value uintptr) error {
-	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, option, value, 0); errno != 0 {
-		return errno
+	const prSetDumpable = 4
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetDumpable, 0, 0); errno != 0 {
+		return fmt.Errorf("set not dumpable: %w", errno)
 	}
 	return nil
 }

@@ -9,11 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 )
-
-// The death signal that init asks for belongs to the thread that asked.
-func init() { runtime.LockOSThread() }
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
