@@ -195,12 +195,12 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 
 // After the first failure nothing may be taken to be recorded.
 func TestAFailedJournalTakesNothingMore(t *testing.T) {
-	j, err := audit.Create("/dev/full", "run-1")
-	if err == nil {
+	if _, err := audit.Create("/dev/full", "run-1"); err == nil {
 		t.Fatal("Create took a file that was there")
 	}
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
-	if j, err = audit.Create(path, "run-1"); err != nil {
+	j, err := audit.Create(path, "run-1")
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := j.Seal(audit.RunExit{}); err != nil {

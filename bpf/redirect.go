@@ -177,8 +177,7 @@ func parseRefusal(sample []byte) (Refusal, error) {
 		protocol = fmt.Sprintf("proto-%d", raw.Protocol)
 	}
 	// The sender's port is in network byte order, the destination's is not.
-	source := uint16(raw.SourcePort)
-	source = source<<8 | source>>8
+	source := raw.SourcePort<<8 | raw.SourcePort>>8
 	return Refusal{
 		Protocol:    protocol,
 		Source:      netip.AddrPortFrom(address(raw.Family, raw.Source), source),

@@ -245,7 +245,7 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 
 // record writes http.request when the exchange is over, however it ended.
 func (x *exchange) record() {
-	if x.status == http.StatusForbidden && x.err == errRefused {
+	if x.status == http.StatusForbidden && errors.Is(x.err, errRefused) {
 		return // a refusal has its own record
 	}
 	e := audit.HTTPRequest{

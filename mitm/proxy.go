@@ -106,13 +106,16 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 func (p *Proxy) accept(ctx context.Context, listener net.Listener) error {
 	for {
 		conn, err := listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if err == nil {
+				conn.Close()
 			}
+			return nil
+		}
+		if err != nil {
 			// Out of descriptors or memory: those connections wait in the
 			// backlog, the others go on.
-			if ne, ok := errors.AsType[*net.OpError](err); ok && ne.Temporary() { //nolint:staticcheck // the one way to tell
+			if ne, ok := errors.AsType[*net.OpError](err); ok && ne.Temporary() {
 				p.config.Log.WithError(err).Warn("accept a connection of the run")
 				if !pause(ctx, 50*time.Millisecond) {
 					return nil

@@ -28,7 +28,7 @@ func (r *Resolver) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 	if err := wantDestination(conn, v4); err != nil {
 		return fmt.Errorf("ask for the destination of datagrams: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	var pending sync.WaitGroup
