@@ -90,8 +90,12 @@ func parseRole(text string) (iamARN, error) {
 			"write %s", likely(rest))
 	}
 	if region != "" {
+		without := fmt.Sprintf("arn:%s:iam::%s:%s", partition.Name, account, resource)
+		if _, err := parseRole(without); err != nil {
+			without = likely("")
+		}
 		return iamARN{}, bad(fmt.Errorf("role %q: there is a region in it, %q, but roles belong to none", text, region),
-			"leave it out: arn:%s:iam::%s:%s; the region is chosen with --region", partition.Name, account, resource)
+			"leave it out: %s; the region is chosen with --region", without)
 	}
 	if !accountForm.MatchString(account) {
 		return iamARN{}, bad(fmt.Errorf("role %q: the account %q is not 12 digits", text, account),

@@ -22,6 +22,10 @@ const (
 	MaxDuration     = 12 * time.Hour
 )
 
+// ChainedDuration is the longest session that an identity gets which is itself a
+// role, whatever the role's maximum.
+const ChainedDuration = time.Hour
+
 const (
 	defaultName     = "aws"
 	maxPolicyARNs   = 10
