@@ -2,23 +2,106 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"sync"
 
 	"agentops/audit"
+	"agentops/credsrv"
+	"agentops/credsrv/grant"
 	"agentops/runtime"
 
 	"github.com/sirupsen/logrus"
 )
 
-// credentials are what a run's grants give it. A nil one gives nothing.
-type credentials struct{}
-
-func (r *execution) fetchCredentials() (*credentials, error) { return nil, nil }
-
-func (c *credentials) recordTo(*audit.Journal) error { return nil }
-
-func (c *credentials) serve(ctx context.Context, listener net.Listener, _ logrus.FieldLogger) error {
-	return listener.Close()
+// credentials are what a run's grants give it.
+type credentials struct {
+	grants []grant.AWS
+	server *credsrv.Server
+	events *deferredRecorder
 }
 
-func (c *credentials) environment(net.Addr) ([]string, map[string]runtime.File) { return nil, nil }
+// deferredRecorder keeps events until there is a journal for them: a run's first
+// credentials are fetched before anything of it exists.
+type deferredRecorder struct {
+	mu      sync.Mutex
+	kept    []audit.Event
+	journal *audit.Journal
+}
+
+// Append implements the recorders of our packages.
+func (d *deferredRecorder) Append(e audit.Event) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.journal == nil {
+		d.kept = append(d.kept, e)
+		return nil
+	}
+	return d.journal.Append(e)
+}
+
+// to hands the kept events to a journal, and from now on all others.
+func (d *deferredRecorder) to(journal *audit.Journal) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.journal = journal
+	for _, e := range d.kept {
+		if err := journal.Append(e); err != nil {
+			return err
+		}
+	}
+	d.kept = nil
+	return nil
+}
+
+// fetchCredentials gets the first credentials of every grant: a run that cannot
+// have them does not start.
+func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, log logrus.FieldLogger) (*credentials, error) {
+	c := &credentials{grants: spec.grants, events: &deferredRecorder{}}
+	sources := make([]*credsrv.Source, len(spec.grants))
+	errs := make([]error, len(spec.grants))
+	var wg sync.WaitGroup
+	for i, g := range spec.grants {
+		wg.Go(func() {
+			sources[i], errs[i] = credsrv.NewSource(ctx, credsrv.SourceConfig{Grant: g, Run: spec.id, Recorder: c.events, Log: log})
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return nil, grantHint(fmt.Errorf("grant %s: %w", spec.grants[i].Name, err))
+		}
+	}
+	c.server = credsrv.NewServer(credsrv.ServerConfig{Sources: sources, Recorder: c.events, Log: log})
+	return c, nil
+}
+
+// environment returns what the run's programs need to use the credentials.
+func (c *credentials) environment(server net.Addr, rootfs string) (env []string, files map[string]runtime.File) {
+	env, contents := credsrv.Environment(credsrv.EnvironmentConfig{
+		Grants: c.grants,
+		Server: server.String(),
+		Token:  c.server.Token(),
+		Folder: filepath.Dir(runtime.HelperPath),
+		Helper: runtime.HelperPath,
+		Shell:  hasShell(rootfs),
+	})
+	files = make(map[string]runtime.File, len(contents))
+	for path, content := range contents {
+		files[path] = runtime.File{Content: content}
+	}
+	return env, files
+}
+
+// hasShell tells whether a view has /bin/sh. A link is looked at, not followed: it
+// would lead out of the tree.
+func hasShell(rootfs string) bool {
+	for _, folder := range []string{"bin", "usr/bin"} {
+		if _, err := os.Lstat(filepath.Join("/", rootfs, folder, "sh")); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -32,7 +32,7 @@ type execution struct {
 	env         *env
 	spec        *runSpec
 	log         *logrus.Logger
-	credentials *credentials // nil without grants
+	credentials *credentials
 	claim       *runtime.Claim
 	folder      string
 	journal     *audit.Journal
@@ -89,7 +89,7 @@ func (r *execution) begin() (err error) {
 		}
 		return err
 	}
-	if r.credentials, err = r.fetchCredentials(); err != nil {
+	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.log); err != nil {
 		return err
 	}
 	if r.folder, err = r.env.makeRunFolder(r.spec.id); err != nil {
@@ -100,7 +100,7 @@ func (r *execution) begin() (err error) {
 		err = r.journal.Append(r.spec.recorded)
 	}
 	if err == nil {
-		err = r.credentials.recordTo(r.journal)
+		err = r.credentials.events.to(r.journal)
 	}
 	if err != nil {
 		_ = os.RemoveAll(r.folder)
@@ -182,7 +182,7 @@ func (r *execution) serve() error {
 		return r.boundary.redirect.Refusals(r.stopped, r.recordRefusal)
 	})
 	r.start("the credential server", func() error {
-		return r.credentials.serve(r.stopped, r.boundary.credentials, r.log)
+		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
 	})
 	return nil
 }
@@ -209,7 +209,7 @@ func (r *execution) recordRefusal(refusal bpf.Refusal) error {
 
 // containerConfig describes the container of the run.
 func (r *execution) containerConfig() runtime.Config {
-	own, files := r.credentials.environment(r.boundary.credentials.Addr())
+	own, files := r.credentials.environment(r.boundary.credentials.Addr(), r.spec.rootfs)
 	// resolve has seen that the given variables are good.
 	variables, _ := runtime.Environ(os.Environ(), r.spec.rootfs, own, r.spec.env)
 	c := runtime.Config{

@@ -20,6 +20,7 @@ func run(e *env) int {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(
+		newGrantCommand(e),
 		newRunCommand(e),
 		newAuditCommand(e),
 		newDoctorCommand(e),

@@ -9,10 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"agentops/audit"
+	"agentops/credsrv/grant"
 	"agentops/helper"
 	"agentops/mitm"
 	"agentops/mitm/policy"
@@ -39,7 +41,7 @@ type runSpec struct {
 	rootfs    string
 	mounts    []runtime.Mount
 	env       []string // given by the user: NAME or NAME=VALUE
-	grants    []string
+	grants    []grant.AWS
 	policy    policy.Policy
 	pins      []mitm.Pin
 	roots     *x509.CertPool // of upstreams
@@ -80,7 +82,6 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 		command:   merged.Command,
 		workspace: workspace,
 		env:       merged.Env,
-		grants:    merged.Grants,
 		terminal:  flags.terminal,
 		stdin:     flags.stdin,
 		quiet:     flags.quiet,
@@ -89,6 +90,9 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 		s.name = s.id
 	}
 	if err := s.resolveView(e, merged); err != nil {
+		return nil, err
+	}
+	if err := s.resolveGrants(e, merged.Grants); err != nil {
 		return nil, err
 	}
 	if err := s.resolveNetwork(merged.Network); err != nil {
@@ -100,7 +104,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if s.helper, err = helper.Binary(); err != nil {
 		return nil, err
 	}
-	s.recorded = s.record(merged.Network)
+	s.recorded = s.record(merged)
 	return s, nil
 }
 
@@ -179,6 +183,21 @@ func (s *runSpec) resolveView(e *env, merged settings) error {
 	return err
 }
 
+// resolveGrants reads the run's grants, each once.
+func (s *runSpec) resolveGrants(e *env, names []string) error {
+	for _, name := range names {
+		if slices.ContainsFunc(s.grants, func(g grant.AWS) bool { return g.Name == name }) {
+			continue
+		}
+		g, err := e.loadGrant(name)
+		if err != nil {
+			return err
+		}
+		s.grants = append(s.grants, g)
+	}
+	return nil
+}
+
 func (s *runSpec) resolveNetwork(n networkSettings) (err error) {
 	if s.policy.Mode, err = policy.ParseMode(n.Policy); err != nil {
 		return err
@@ -188,6 +207,13 @@ func (s *runSpec) resolveNetwork(n networkSettings) (err error) {
 	}
 	if s.policy.Deny, err = policy.ParseRules(n.Deny); err != nil {
 		return err
+	}
+	for _, g := range s.grants {
+		rules, err := policy.ParseRules(g.Hosts())
+		if err != nil {
+			return err
+		}
+		s.policy.Allow = append(s.policy.Allow, rules...)
 	}
 	for _, text := range n.Resolve {
 		pin, err := mitm.ParsePin(text)
@@ -237,7 +263,8 @@ func (s *runSpec) resolveTrust(upstreamCA string) error {
 	return nil
 }
 
-func (s *runSpec) record(n networkSettings) audit.RunStart {
+func (s *runSpec) record(merged settings) audit.RunStart {
+	n := merged.Network
 	host, _ := os.Hostname() // recorded empty
 	return audit.RunStart{
 		Schema:    audit.SchemaVersion,
@@ -248,7 +275,7 @@ func (s *runSpec) record(n networkSettings) audit.RunStart {
 		Command:   s.command,
 		Workspace: s.workspace,
 		Rootfs:    s.rootfs,
-		Grants:    append([]string{}, s.grants...),
+		Grants:    merged.Grants,
 		Policy: audit.Policy{
 			Mode:    string(s.policy.Mode),
 			Allow:   n.Allow,
