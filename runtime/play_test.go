@@ -16,6 +16,8 @@ func play(role string) int {
 		return playAgent(false)
 	case "claim":
 		return playAgent(true)
+	case "terminal": // on descriptor 3
+		return playAgent(false)
 	}
 	return 1
 }
@@ -39,6 +41,10 @@ func playAgent(claim bool) int {
 		cfg.Live = c.Dir()
 	}
 	cfg.Stdout = os.Stdout
+	if cfg.Terminal {
+		tty := os.NewFile(3, "terminal")
+		cfg.Stdin, cfg.Stdout = tty, tty
+	}
 	c, err := Create(cfg)
 	if err != nil {
 		fmt.Println(err)

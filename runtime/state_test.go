@@ -27,6 +27,13 @@ type agent struct {
 // startAgent starts one in the given role of play.
 func startAgent(t *testing.T, role, runDir string, cfg Config) *agent {
 	t.Helper()
+	a := newAgent(t, role)
+	a.begin(t, runDir, cfg)
+	return a
+}
+
+func newAgent(t *testing.T, role string) *agent {
+	t.Helper()
 	a := &agent{Cmd: exec.Command("/proc/self/exe")}
 	a.Env = append(os.Environ(), "RUNTIME_TEST_ROLE="+role)
 	a.Stderr = os.Stderr
@@ -39,6 +46,12 @@ func startAgent(t *testing.T, role, runDir string, cfg Config) *agent {
 		t.Fatal(err)
 	}
 	a.stdout = bufio.NewReader(stdout)
+	return a
+}
+
+// begin starts the agent and waits until its container runs.
+func (a *agent) begin(t *testing.T, runDir string, cfg Config) {
+	t.Helper()
 	if err := a.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +68,6 @@ func startAgent(t *testing.T, role, runDir string, cfg Config) *agent {
 	if n, err := fmt.Fscanln(a.stdout, &a.pid); n != 1 {
 		t.Fatalf("the agent did not say the PID: %v", err)
 	}
-	return a
 }
 
 // gone waits until a process has ended.

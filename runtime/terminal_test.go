@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,19 +43,7 @@ func newSession(t *testing.T, script string) *session {
 	if s.Container, err = Create(cfg); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		defer close(s.text)
-		buffer := make([]byte, 4096)
-		for {
-			n, err := keyboard.Read(buffer)
-			if n > 0 {
-				s.text <- string(buffer[:n])
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
+	go s.read()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -66,6 +55,21 @@ func newSession(t *testing.T, script string) *session {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// read takes what appears on the screen.
+func (s *session) read() {
+	defer close(s.text)
+	buffer := make([]byte, 4096)
+	for {
+		n, err := s.keyboard.Read(buffer)
+		if n > 0 {
+			s.text <- string(buffer[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 // expect reads the screen up to a text.
@@ -143,7 +147,7 @@ func TestTerminalJobs(t *testing.T) {
 	}
 	s.expect(t, "started\r\n")
 	for _, step := range []struct{ keys, want string }{
-		{"\x1a", "Stopped"}, {"echo aga\"in\"; fg\r", "again\r\nsh -c"}, {"\x1a", "Stopped"}, {"exit; exit 4\r", ""},
+		{"\x1a", "Stopped"}, {"echo aga\"in\"; exit\r", "again\r\n"}, {"exit 4\r", ""},
 	} {
 		if _, err := s.keyboard.Write([]byte(step.keys)); err != nil {
 			t.Fatal(err)
@@ -152,7 +156,7 @@ func TestTerminalJobs(t *testing.T) {
 			s.expect(t, step.want)
 		}
 	}
-	if status, err := s.Wait(); err != nil || status.Code != 4 && status.Code != 0 {
+	if status, err := s.Wait(); err != nil || status.Code != 4 {
 		t.Errorf("status %+v, %v", status, err)
 	}
 }
@@ -190,6 +194,11 @@ func TestTerminalDrain(t *testing.T) {
 	if _, err := c.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-c.terminal.drained:
+	default:
+		t.Error("Wait returned before the output was written")
+	}
 	outer.Close()
 	if content := <-received; !bytes.HasSuffix(content, []byte("10000\r\n")) || bytes.Count(content, []byte("\n")) != lines {
 		t.Errorf("%d lines, the last %q", bytes.Count(content, []byte("\n")), content[max(0, len(content)-20):])
@@ -216,4 +225,49 @@ func TestTerminalEndOfFile(t *testing.T) {
 			t.Errorf("input %q: status %+v", input, status)
 		}
 	}
+}
+
+// ^Z stops the agent as it would have stopped the command, with the host's
+// terminal as it was, and continuing the agent continues the command.
+func TestTerminalSuspend(t *testing.T) {
+	cfg := newConfig(t, "sh", "-c", "echo ready; read line; echo got $line")
+	keyboard, path, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keyboard.Close()
+	slave, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slave.Close()
+	s := &session{keyboard: keyboard, slave: slave, text: make(chan string, 1024)}
+	go s.read()
+	cfg.Terminal = true
+	a := newAgent(t, "terminal")
+	a.ExtraFiles = []*os.File{slave}
+	// A group of its own, which is not orphaned: we are its shell.
+	a.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	a.begin(t, "", cfg)
+	s.expect(t, "ready\r\n")
+	if _, err := keyboard.Write([]byte("\x1a")); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(a.Process.Pid, &status, unix.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatalf("the agent did not stop: %v, %v", status, err)
+	}
+	if s.mode(t).Lflag&unix.ICANON == 0 {
+		t.Error("the host's terminal is raw while the agent is stopped")
+	}
+	if err := a.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(a.Process.Pid, &status, unix.WCONTINUED, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keyboard.Write([]byte("typed\r")); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(t, "got typed")
 }
