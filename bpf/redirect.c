@@ -32,11 +32,13 @@ enum {
 };
 
 // The listeners of the host's proxy and resolver, opened inside the namespace.
+// Sizes, not types: the kernel takes no type information with a SOCKMAP, and to
+// find that out costs an RCU grace period at every load.
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKMAP);
 	__uint(max_entries, SOCKETS);
-	__type(key, __u32);
-	__type(value, __u64);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u64));
 } sockets SEC(".maps");
 
 // Indexes of counts.
@@ -71,8 +73,10 @@ struct refusal {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 256 * 1024);
-	__type(value, struct refusal);
 } refusals SEC(".maps");
+
+// Keeps the type in the object's BTF, for the Go bindings.
+const struct refusal *unused_refusal __attribute__((unused));
 
 static __always_inline void count(__u32 index)
 {

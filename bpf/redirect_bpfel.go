@@ -28,12 +28,13 @@ type redirectRefusal struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	redirectMapCounts    = "counts"
-	redirectMapRefusals  = "refusals"
-	redirectMapSockets   = "sockets"
-	redirectProgRedirect = "redirect"
-	redirectVarOwnAddr4  = "own_addr4"
-	redirectVarOwnAddr6  = "own_addr6"
+	redirectMapCounts        = "counts"
+	redirectMapRefusals      = "refusals"
+	redirectMapSockets       = "sockets"
+	redirectProgRedirect     = "redirect"
+	redirectVarOwnAddr4      = "own_addr4"
+	redirectVarOwnAddr6      = "own_addr6"
+	redirectVarUnusedRefusal = "unused_refusal"
 )
 
 // loadRedirect returns the embedded CollectionSpec for redirect.
@@ -94,8 +95,9 @@ type redirectMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type redirectVariableSpecs struct {
-	OwnAddr4 *ebpf.VariableSpec `ebpf:"own_addr4"`
-	OwnAddr6 *ebpf.VariableSpec `ebpf:"own_addr6"`
+	OwnAddr4      *ebpf.VariableSpec `ebpf:"own_addr4"`
+	OwnAddr6      *ebpf.VariableSpec `ebpf:"own_addr6"`
+	UnusedRefusal *ebpf.VariableSpec `ebpf:"unused_refusal"`
 }
 
 // redirectObjects contains all objects after they have been loaded into the kernel.
@@ -135,8 +137,9 @@ func (m *redirectMaps) Close() error {
 //
 // It can be passed to loadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type redirectVariables struct {
-	OwnAddr4 *ebpf.Variable `ebpf:"own_addr4"`
-	OwnAddr6 *ebpf.Variable `ebpf:"own_addr6"`
+	OwnAddr4      *ebpf.Variable `ebpf:"own_addr4"`
+	OwnAddr6      *ebpf.Variable `ebpf:"own_addr6"`
+	UnusedRefusal *ebpf.Variable `ebpf:"unused_refusal"`
 }
 
 // redirectPrograms contains all programs after they have been loaded into the kernel.

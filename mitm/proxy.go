@@ -36,7 +36,7 @@ type Config struct {
 	Names     *resolver.Names
 	Resolver  *resolver.Resolver // answers DNS over TCP
 	Dialer    *Dialer
-	Upstreams *x509.CertPool // roots that upstreams are verified against
+	Upstreams func() *x509.CertPool // roots that upstreams are verified against
 	Recorder  Recorder
 	Log       logrus.FieldLogger
 }

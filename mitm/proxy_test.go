@@ -163,7 +163,7 @@ func newBench(t *testing.T, c benchConfig) *bench {
 	log.SetOutput(io.Discard)
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
-		Upstreams: b.trusted, Recorder: b.recorder, Log: log,
+		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

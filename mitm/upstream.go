@@ -145,7 +145,7 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	}
 	conn := tls.Client(raw, &tls.Config{
 		ServerName: host,
-		RootCAs:    u.proxy.config.Upstreams,
+		RootCAs:    u.proxy.config.Upstreams(),
 		NextProtos: alpn,
 		MinVersion: tls.VersionTLS12,
 	})

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"agentops/audit"
@@ -44,8 +45,8 @@ type runSpec struct {
 	grants    []grant.AWS
 	policy    policy.Policy
 	pins      []mitm.Pin
-	roots     *x509.CertPool // of upstreams
-	bundle    []byte         // system roots, PEM
+	roots     func() *x509.CertPool // of upstreams
+	bundle    []byte                // system roots, PEM
 	helper    []byte
 	terminal  bool
 	stdin     bool
@@ -248,18 +249,24 @@ func (s *runSpec) resolveTrust(upstreamCA string) error {
 		s.bundle = content
 		break
 	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(s.bundle) // none: every upstream is refused
-	if upstreamCA == "" {
-		return nil
+	var further []byte
+	if upstreamCA != "" {
+		var err error
+		if further, err = os.ReadFile(upstreamCA); err != nil {
+			return fmt.Errorf("read --upstream-ca: %w", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(further) {
+			return fmt.Errorf("--upstream-ca %s: there is no PEM certificate in it", upstreamCA)
+		}
 	}
-	content, err := os.ReadFile(upstreamCA)
-	if err != nil {
-		return fmt.Errorf("read --upstream-ca: %w", err)
-	}
-	if !s.roots.AppendCertsFromPEM(content) {
-		return fmt.Errorf("--upstream-ca %s: there is no PEM certificate in it", upstreamCA)
-	}
+	// To parse a system's roots takes as long as to start a container; many a
+	// run needs none.
+	s.roots = sync.OnceValue(func() *x509.CertPool {
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(s.bundle) // none: every upstream is refused
+		pool.AppendCertsFromPEM(further)
+		return pool
+	})
 	return nil
 }
 
