@@ -7,10 +7,11 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "the tests make namespaces and load eBPF: run them as root" >&2
 	exit 1
 fi
+# One package at a time: some compare the host before and after.
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-go test -count=1 -timeout 15m -v ./... >"$log" 2>&1 || status=$?
+go test -p 1 -count=1 -timeout 15m -v ./... >"$log" 2>&1 || status=$?
 grep -E '^(ok|FAIL|panic:|\?)|^ *--- (FAIL|SKIP)' "$log" || true
 if [ "$status" -ne 0 ]; then
 	# What the failed tests had to say.
