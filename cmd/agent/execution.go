@@ -286,8 +286,12 @@ func (r *execution) finish(exit audit.RunExit) error {
 		errs = append(errs, err)
 		exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused}
 	}
+	failed := r.journal.Err() // has ended the run and is told by it
 	seal, err := r.journal.Seal(exit)
-	if err == nil {
+	switch {
+	case failed != nil:
+		err = nil
+	case err == nil:
 		err = writeSeal(r.folder, seal)
 	}
 	return errors.Join(append(errs, err, r.end())...)

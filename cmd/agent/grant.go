@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,10 +22,20 @@ func newGrantCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "grant",
 		Short: "Store what runs may be given",
-		Long:  "Store what runs may be given. A grant is a configuration; there is no secret in it.",
+		Long: `Store what runs may be given. A grant is configuration, there is no secret in it:
+which AWS role a run works with, and how. The role is assumed for the run, with
+this host's AWS identity, which never enters the run.`,
 		Example: `  agent grant aws --role arn:aws:iam::123456789012:role/AgentRole
   agent grant list
+  agent grant show aws --json
   agent grant revoke aws`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return withHint(fmt.Errorf("there is no command agent grant %s", args[0]), "agent grant aws, list, show or revoke")
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newGrantAWSCommand(e), newGrantListCommand(e), newGrantShowCommand(e), newGrantRevokeCommand(e))
 	return cmd
@@ -32,6 +43,14 @@ func newGrantCommand(e *env) *cobra.Command {
 
 func (e *env) grants() grant.Store {
 	return grant.Store{Dir: filepath.Join(e.stateDir(), "grants")}
+}
+
+// needRootFor is an error for who is not root.
+func (e *env) needRootFor(command string) error {
+	if e.uid == 0 {
+		return nil
+	}
+	return withHint(fmt.Errorf("%s needs root: grants are root's", command), "sudo %s ...", command)
 }
 
 // grantFlags are those of agent grant aws, as they were written.
@@ -50,47 +69,87 @@ func newGrantAWSCommand(e *env) *cobra.Command {
 		Short: "Store an AWS role for runs to assume",
 		Long: `Store an AWS role for runs to assume with this host's AWS identity. The role is
 assumed once to prove it, with the duration that is asked for; a role that cannot
-be assumed is not stored.`,
+be assumed is not stored. A grant of the same name is replaced, unless that fails.
+
+Where this host's identity is itself a role (EC2, SSO, most CI), AWS caps sessions
+at 1 h. A session policy and managed policies can only narrow what the role may do.`,
 		Example: `  agent grant aws --role arn:aws:iam::123456789012:role/AgentRole
   agent grant aws --role arn:aws:iam::123456789012:role/Deploy --name deploy \
-      --session-duration 1h --external-id ticket-4711 --policy-arn arn:aws:iam::aws:policy/ReadOnlyAccess`,
+      --session-duration 1h --external-id ticket-4711 --policy-arn arn:aws:iam::aws:policy/ReadOnlyAccess
+  agent grant aws --role arn:aws:iam::123456789012:role/AgentRole --name narrow --session-policy one-bucket.json
+  agent grant aws --role arn:aws-cn:iam::123456789012:role/AgentRole --name china --aws-profile china --no-verify`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.grantAWS(cmd.Context(), flags) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := e.needRootFor("agent grant aws"); err != nil {
+				return err
+			}
+			if err := noEmptyFlags(cmd); err != nil {
+				return err
+			}
+			return e.grantAWS(cmd.Context(), flags)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.RoleARN, "role", "", "`ARN` of the role")
-	f.StringVar(&flags.Name, "name", "", "name of the grant (default: aws)")
-	f.StringVar(&flags.Region, "region", "", "AWS region of the runs (default: the partition's first)")
-	f.StringVar(&flags.duration, "session-duration", "15m", "how long each session lasts, 15m to 12h; they are renewed in time")
-	f.StringVar(&flags.ExternalID, "external-id", "", "external id that the role's trust policy asks for")
-	f.StringVar(&flags.Profile, "aws-profile", "", "this host's AWS profile to assume the role with")
+	f.StringVar(&flags.Name, "name", "", "`NAME` of the grant (default: aws)")
+	f.StringVar(&flags.Region, "region", "", "AWS `REGION` of the runs (default: by the role's partition, us-east-1)")
+	f.StringVar(&flags.duration, "session-duration", "15m", "how long each session lasts, 15m to 12h (`D` as in 1h30m); they are renewed in time")
+	f.StringVar(&flags.ExternalID, "external-id", "", "external `ID` that the role's trust policy asks for")
+	f.StringVar(&flags.Profile, "aws-profile", "", "this host's AWS `PROFILE` to assume the role with")
 	f.StringVar(&flags.policyFile, "session-policy", "", "`FILE` with an IAM policy that narrows the sessions")
-	f.StringArrayVar(&flags.PolicyARNs, "policy-arn", nil, "managed policy that narrows the sessions; may be repeated")
+	f.StringArrayVar(&flags.PolicyARNs, "policy-arn", nil, "`ARN` of a managed policy that narrows the sessions; may be repeated")
 	f.BoolVar(&flags.noVerify, "no-verify", false, "store the grant without a trial")
 	f.BoolVar(&flags.asJSON, "json", false, "print the grant as JSON")
 	return cmd
 }
 
+// noEmptyFlags refuses flags that were given without a value, by a variable that
+// was not set perhaps: an empty external id or session policy would be none.
+func noEmptyFlags(cmd *cobra.Command) error {
+	for _, name := range []string{"name", "region", "external-id", "aws-profile", "session-policy"} {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return withHint(fmt.Errorf("--%s is empty", name), "give it a value, or leave it out")
+		}
+	}
+	return nil
+}
+
 // resolveGrant makes a grant of the flags and finds all that is wrong with them.
-func (e *env) resolveGrant(flags grantFlags) (grant.AWS, error) {
-	a := flags.AWS
+func (e *env) resolveGrant(flags grantFlags) (a grant.AWS, err error) {
+	a = flags.AWS
 	if a.RoleARN == "" {
 		return a, withHint(errors.New("no role was given"), "agent grant aws --role arn:aws:iam::123456789012:role/NAME")
 	}
-	duration, err := time.ParseDuration(flags.duration)
-	if err != nil || duration <= 0 {
-		return a, withHint(fmt.Errorf("session duration %q is not from 15m to 12h", flags.duration), "for example --session-duration 1h")
+	if a.SessionDuration, err = grant.ParseDuration(flags.duration); err != nil {
+		return a, grantHint(err)
 	}
-	a.SessionDuration = duration
 	if flags.policyFile != "" {
-		content, err := os.ReadFile(e.absolute(e.dir, flags.policyFile))
-		if err != nil {
-			return a, fmt.Errorf("read --session-policy: %w", err)
+		if a.SessionPolicy, err = readSessionPolicy(e.absolute(e.dir, flags.policyFile)); err != nil {
+			return a, withHint(fmt.Errorf("read --session-policy: %w", err), "name a file with an IAM policy in JSON")
 		}
-		a.SessionPolicy = strings.TrimSpace(string(content))
 	}
 	a, err = grant.New(a)
 	return a, grantHint(err)
+}
+
+const maxPolicyFile = 64 << 10 // bytes; STS takes 2048 characters, white space aside
+
+func readSessionPolicy(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, maxPolicyFile+1))
+	switch {
+	case err != nil:
+		return "", err
+	case len(content) > maxPolicyFile:
+		return "", fmt.Errorf("%s is longer than any policy", path)
+	case len(content) == 0:
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return string(content), nil
 }
 
 // grantHint carries the hint of a grant's error to the user.
@@ -104,24 +163,17 @@ func grantHint(err error) error {
 	return err
 }
 
+const proveTimeout = time.Minute // of two calls, each with the SDK's attempts
+
 func (e *env) grantAWS(ctx context.Context, flags grantFlags) error {
-	if e.uid != 0 {
-		return withHint(errors.New("agent grant aws needs root: grants are root's"), "sudo agent grant aws ...")
-	}
 	a, err := e.resolveGrant(flags)
 	if err != nil {
 		return err
 	}
-	if !flags.noVerify {
-		proof, err := credsrv.Prove(ctx, a)
-		if err != nil {
-			return grantHint(err)
-		}
-		a.Verified = &grant.Verified{Caller: proof.Caller, AssumedRole: proof.AssumedRole, Chained: proof.Chained, At: time.Now().UTC().Truncate(time.Second)}
-		fmt.Fprintf(e.stderr, "agent: %s assumed %s until %s\n", proof.Caller, proof.AssumedRole, proof.Expiration.UTC().Format(time.RFC3339))
-		if proof.Chained {
-			fmt.Fprintf(e.stderr, "agent: warning: this host's identity is itself a role, which caps sessions at %s (role chaining)\n", short(time.Hour))
-		}
+	if flags.noVerify {
+		e.warnUnproved(a)
+	} else if a.Verified, err = e.prove(ctx, a); err != nil {
+		return err
 	}
 	if err := e.grants().Save(a); err != nil {
 		return stateError(err)
@@ -133,26 +185,56 @@ func (e *env) grantAWS(ctx context.Context, flags grantFlags) error {
 	return nil
 }
 
+// prove assumes a grant's role once and says what came of it.
+func (e *env) prove(ctx context.Context, a grant.AWS) (*grant.Verified, error) {
+	ctx, cancel := context.WithTimeout(ctx, proveTimeout)
+	defer cancel()
+	began := time.Now()
+	proof, err := credsrv.Prove(ctx, a)
+	if err != nil {
+		return nil, grantHint(err)
+	}
+	fmt.Fprintf(e.stderr, "agent: %s assumed %s until %s\n", printable(proof.Caller), printable(proof.AssumedRole), proof.Expiration.UTC().Format(time.RFC3339))
+	got := proof.Expiration.Sub(began).Round(time.Minute)
+	switch {
+	case proof.Chained && a.SessionDuration > grant.ChainedDuration:
+		e.warn("this host's identity is itself a role, which caps sessions at %s (role chaining): the %s asked for will not be given", short(grant.ChainedDuration), short(a.SessionDuration))
+	case proof.Chained:
+		e.warn("this host's identity is itself a role, which caps sessions at %s (role chaining)", short(grant.ChainedDuration))
+	case got < a.SessionDuration-time.Minute:
+		e.warn("the session lasts %s, not the %s asked for", short(got), short(a.SessionDuration))
+	}
+	return &grant.Verified{Caller: proof.Caller, AssumedRole: proof.AssumedRole, Chained: proof.Chained, At: time.Now()}, nil
+}
+
+func (e *env) warnUnproved(a grant.AWS) {
+	if a.SessionDuration > grant.ChainedDuration {
+		e.warn("nothing was tried: where this host's identity is itself a role, sessions are capped at %s, and %s is refused", short(grant.ChainedDuration), short(a.SessionDuration))
+	}
+}
+
+func (e *env) warn(format string, args ...any) {
+	fmt.Fprintf(e.stderr, "agent: warning: %s\n", fmt.Sprintf(format, args...))
+}
+
 func newGrantListCommand(e *env) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the stored grants",
-		Args:  cobra.NoArgs,
+		Example: `  agent grant list
+  agent grant list --json | jq -r '.[].name'`,
+		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			grants, err := e.grants().List()
-			if err != nil {
+			if err := e.needRootFor("agent grant list"); err != nil {
 				return err
 			}
+			// Those that can be read are shown, whatever is wrong with others.
+			grants, err := e.grants().List()
 			if asJSON {
-				return e.printJSON(grants)
+				return errors.Join(e.printJSON(append([]grant.AWS{}, grants...)), grantHint(err))
 			}
-			table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(table, "NAME\tROLE\tREGION\tSESSION")
-			for _, a := range grants {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", a.Name, a.RoleARN, a.Region, short(a.SessionDuration))
-			}
-			return table.Flush()
+			return errors.Join(e.printGrants(grants), grantHint(err))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
@@ -162,10 +244,14 @@ func newGrantListCommand(e *env) *cobra.Command {
 func newGrantShowCommand(e *env) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show a stored grant",
-		Args:  cobra.ExactArgs(1),
+		Use:     "show NAME",
+		Short:   "Show a stored grant",
+		Example: `  agent grant show aws`,
+		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := e.needRootFor("agent grant show"); err != nil {
+				return err
+			}
 			a, err := e.loadGrant(args[0])
 			if err != nil {
 				return err
@@ -186,43 +272,68 @@ func newGrantRevokeCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke NAME",
 		Short: "Forget a stored grant",
-		Long:  "Forget a stored grant. Runs that go on with it keep renewing their sessions until they end.",
-		Args:  cobra.ExactArgs(1),
+		Long: `Forget a stored grant. Runs that go on with it keep renewing their sessions until
+they end, and sessions that AWS has given last until they expire.`,
+		Example: `  agent grant revoke aws`,
+		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			a, err := e.loadGrant(args[0])
-			if err != nil {
+			if err := e.needRootFor("agent grant revoke"); err != nil {
 				return err
 			}
-			if err := e.grants().Remove(a.Name); err != nil {
+			name := args[0]
+			err := e.grants().Remove(name) // also one that cannot be read
+			if errors.Is(err, grant.ErrUnknown) {
+				return e.hintGrants(err)
+			}
+			if err != nil {
 				return stateError(err)
 			}
 			if asJSON {
-				return e.printJSON(a)
+				return e.printJSON(map[string]string{"revoked": name})
 			}
-			fmt.Fprintf(e.stdout, "grant %s is revoked\n", a.Name)
+			fmt.Fprintf(e.stdout, "grant %s is revoked\n", name)
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the grant that was")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object: revoked")
 	return cmd
 }
 
-// loadGrant reads a grant, and says of an unknown one what there is or how to
+// loadGrant reads a grant, and says of an unknown one what there is and how to
 // make it.
 func (e *env) loadGrant(name string) (grant.AWS, error) {
 	a, err := e.grants().Load(name)
-	if !errors.Is(err, grant.ErrUnknown) {
-		return a, err
+	if errors.Is(err, grant.ErrUnknown) {
+		return a, e.hintGrants(err)
 	}
-	grants, listErr := e.grants().List()
-	if listErr != nil || len(grants) == 0 {
-		return a, withHint(err, "make it with agent grant aws --role ARN --name %s", name)
+	return a, grantHint(err)
+}
+
+// hintGrants adds what grants there are to the error that one is unknown.
+func (e *env) hintGrants(err error) error {
+	const how = "make one with agent grant aws --role ARN --name NAME"
+	grants, _ := e.grants().List() // those that can be read
+	if len(grants) == 0 {
+		return withHint(err, "there are no grants yet; %s", how)
 	}
 	names := make([]string, len(grants))
 	for i, g := range grants {
 		names[i] = g.Name
 	}
-	return a, withHint(err, "there are: %s; make another with agent grant aws --role ARN --name %s", strings.Join(names, ", "), name)
+	return withHint(err, "there are: %s; %s", strings.Join(names, ", "), how)
+}
+
+func (e *env) printGrants(grants []grant.AWS) error {
+	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tROLE\tREGION\tSESSION\tVERIFIED")
+	for _, a := range grants {
+		verified := "never"
+		if a.Verified != nil {
+			verified = a.Verified.At.UTC().Format(time.RFC3339)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", a.Name, a.RoleARN, a.Region, short(a.SessionDuration), verified)
+	}
+	return table.Flush()
 }
 
 func (e *env) printGrant(a grant.AWS) {
@@ -237,12 +348,17 @@ func (e *env) printGrant(a grant.AWS) {
 	row("region", a.Region)
 	row("session duration", short(a.SessionDuration))
 	row("external id", a.ExternalID)
-	row("AWS profile", a.Profile)
-	row("session policy", a.SessionPolicy)
+	row("AWS profile", printable(a.Profile))
+	row("session policy", printable(a.SessionPolicy))
 	row("policies", strings.Join(a.PolicyARNs, " "))
 	row("hosts", strings.Join(a.Hosts(), " "))
-	if a.Verified != nil {
-		row("verified", fmt.Sprintf("%s as %s", a.Verified.At.Format(time.RFC3339), a.Verified.Caller))
+	if v := a.Verified; v != nil {
+		row("verified", v.At.UTC().Format(time.RFC3339))
+		row("as", printable(v.Caller))
+		row("session", printable(v.AssumedRole))
+		if v.Chained {
+			row("role chaining", "sessions are capped at "+short(grant.ChainedDuration))
+		}
 	} else {
 		row("verified", "never")
 	}
@@ -252,6 +368,7 @@ func (e *env) printGrant(a grant.AWS) {
 func (e *env) printJSON(v any) error {
 	encoder := json.NewEncoder(e.stdout)
 	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
 	return encoder.Encode(v)
 }
 
