@@ -120,7 +120,7 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestTerminalInterrupt(t *testing.T) {
-	s := newSession(t, "echo ready; sleep 1000")
+	s := newSession(t, "echo ready; exec sleep 1000") // a shell that is just forking loses it
 	s.expect(t, "ready")
 	if _, err := s.keyboard.Write([]byte("\x03")); err != nil {
 		t.Fatal(err)
