@@ -1,0 +1,414 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"agentops/credsrv/grant"
+)
+
+const testRole = "arn:aws:iam::123456789012:role/AgentRole"
+
+// grantBench calls the program with a state folder of its own.
+type grantBench struct {
+	*testing.T
+	dir string
+	uid int
+}
+
+// newGrantBench also points the AWS SDK, which reads the process's own variables,
+// at nothing.
+func newGrantBench(t *testing.T) *grantBench {
+	dir := t.TempDir()
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "AWS_") {
+			t.Setenv(name, "")
+			os.Unsetenv(name)
+		}
+	}
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(dir, "aws-config"))
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", filepath.Join(dir, "aws-credentials"))
+	t.Setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1") // nothing listens there
+	return &grantBench{T: t, dir: dir}
+}
+
+func (b *grantBench) run(args ...string) (code int, stdout, stderr string) {
+	b.Helper()
+	var out, errs bytes.Buffer
+	code = run(&env{
+		args: append([]string{"grant"}, args...), stdout: &out, stderr: &errs, dir: b.dir, uid: b.uid,
+		getenv: func(name string) string {
+			return map[string]string{"AGENTOPS_STATE_DIR": filepath.Join(b.dir, "state"), "AGENTOPS_RUN_DIR": filepath.Join(b.dir, "run")}[name]
+		},
+	})
+	return code, out.String(), errs.String()
+}
+
+func (b *grantBench) ok(args ...string) (stdout, stderr string) {
+	b.Helper()
+	code, stdout, stderr := b.run(args...)
+	if code != 0 {
+		b.Fatalf("agent grant %q: exit code %d, %s", args, code, stderr)
+	}
+	return stdout, stderr
+}
+
+// refused checks that a command ends with 125 and says what is wrong and what
+// to do.
+func (b *grantBench) refused(message, hint string, args ...string) {
+	b.Helper()
+	code, stdout, stderr := b.run(args...)
+	if code != exitOurs {
+		b.Errorf("agent grant %q: exit code %d", args, code)
+	}
+	if stdout != "" {
+		b.Errorf("agent grant %q: stdout %q", args, stdout)
+	}
+	first, second, _ := strings.Cut(stderr, "\n")
+	if !strings.HasPrefix(first, "agent: error: ") || !strings.Contains(first, message) {
+		b.Errorf("agent grant %q: %q, want an error with %q", args, stderr, message)
+	}
+	if !strings.HasPrefix(second, "agent: hint: ") || !strings.Contains(second, hint) || strings.Count(stderr, "\n") != 2 {
+		b.Errorf("agent grant %q: %q, want a hint with %q", args, stderr, hint)
+	}
+}
+
+func (b *grantBench) store() grant.Store {
+	return grant.Store{Dir: filepath.Join(b.dir, "state", "grants")}
+}
+
+func (b *grantBench) write(name, content string) {
+	b.Helper()
+	if err := os.WriteFile(filepath.Join(b.dir, name), []byte(content), 0o600); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func TestGrantAWSUnverified(t *testing.T) {
+	b := newGrantBench(t)
+	b.write("policy.json", "{\n  \"Version\": \"2012-10-17\",\n  \"Statement\": []\n}\n")
+	stdout, stderr := b.ok("aws", "--role", testRole, "--no-verify")
+	if stderr != "" || !strings.Contains(stdout, "agent run --grant aws") || !strings.Contains(stdout, "15m") {
+		t.Errorf("got %q, %q", stdout, stderr)
+	}
+	_, stderr = b.ok("aws", "--no-verify", "--role", "arn:aws:iam::123456789012:role/a:b/R", "--name", "deploy", "--region", "eu-west-1",
+		"--session-duration", "2h", "--external-id", "ticket/1", "--aws-profile", "team", "--session-policy", "policy.json",
+		"--policy-arn", "arn:aws:iam::aws:policy/a", "--policy-arn", "arn:aws:iam::123456789012:policy/b")
+	if !strings.HasPrefix(stderr, "agent: warning: ") || !strings.Contains(stderr, "capped at 1h, and 2h is refused") {
+		t.Errorf("of 2h it says %q", stderr)
+	}
+	a, err := b.store().Load("deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"version":1,"kind":"aws","name":"deploy","role_arn":"arn:aws:iam::123456789012:role/a:b/R","region":"eu-west-1",` +
+		`"session_duration_seconds":7200,"external_id":"ticket/1","aws_profile":"team",` +
+		`"session_policy":"{\"Version\":\"2012-10-17\",\"Statement\":[]}",` +
+		`"policy_arns":["arn:aws:iam::aws:policy/a","arn:aws:iam::123456789012:policy/b"],"verified":null}`
+	if got, _ := json.Marshal(a); string(got) != want {
+		t.Errorf("stored\n%s, want\n%s", got, want)
+	}
+	stdout, _ = b.ok("show", "deploy", "--json")
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, []byte(stdout)); err != nil || compact.String() != want {
+		t.Errorf("show prints %s, %v", compact.String(), err)
+	}
+}
+
+func TestGrantAWSRefused(t *testing.T) {
+	b := newGrantBench(t)
+	b.write("empty.json", "")
+	b.write("space.json", " \n")
+	b.write("array.json", "[]")
+	b.write("long.json", strings.Repeat(" ", maxPolicyFile)+"{}")
+	b.write("wide.json", `{"Sid":"`+strings.Repeat("x", 2048)+`"}`)
+	arn := func(text string) []string { return []string{"--role", text} }
+	with := func(args ...string) []string { return append(arn(testRole), args...) }
+	bad := []struct {
+		name          string
+		args          []string
+		message, hint string
+	}{
+		{"no role", nil, "no role was given", "--role arn:aws:iam::"},
+		{"empty role", arn(""), "no role was given", "--role"},
+		{"partition", arn("arn:awx:iam::123456789012:role/R"), `no partition "awx"`, "aws-cn"},
+		{"service", arn("arn:aws:s3::123456789012:role/R"), `the service is "s3"`, "iam::123456789012:role/R"},
+		{"11 digits", arn("arn:aws:iam::12345678901:role/R"), "is not 12 digits", "zeros"},
+		{"empty name", arn("arn:aws:iam::123456789012:role/"), "name is empty", "role/NAME"},
+		{"session", arn("arn:aws:sts::123456789012:assumed-role/R/me"), "session of a role", "iam::123456789012:role/R"},
+		{"user", arn("arn:aws:iam::123456789012:user/me"), "is a user", "examples/grant-aws"},
+		{"region in it", arn("arn:aws:iam:us-east-1:123456789012:role/R"), "a region in it", "--region"},
+		{"service-linked", arn("arn:aws:iam::123456789012:role/aws-service-role/x/R"), "service-linked", "of your own"},
+		{"duration -1h", with("--session-duration", "-1h"), "out of range", "15m to 12h"},
+		{"duration 0", with("--session-duration", "0"), "0s is out of range", "15m to 12h"},
+		{"duration 14m59s", with("--session-duration", "14m59s"), "out of range", "15m to 12h"},
+		{"duration 12h1s", with("--session-duration", "12h1s"), "out of range", "15m to 12h"},
+		{"duration abc", with("--session-duration", "abc"), `"abc" is not a duration`, "15m to 12h"},
+		{"duration empty", with("--session-duration", ""), `"" is not a duration`, "15m to 12h"},
+		{"region", with("--region", "cn-north-1"), "partition aws-cn", "us-east-1"},
+		{"external id", with("--external-id", "a b"), `external id "a b"`, "2 to 1224"},
+		{"external id empty", with("--external-id", ""), "--external-id is empty", "leave it out"},
+		{"name", with("--name", "../x"), `"../x" cannot be the name`, "a-z"},
+		{"name empty", with("--name="), "--name is empty", "leave it out"},
+		{"profile empty", with("--aws-profile="), "--aws-profile is empty", ""},
+		{"region empty", with("--region="), "--region is empty", ""},
+		{"policy flag empty", with("--session-policy="), "--session-policy is empty", ""},
+		{"policy missing", with("--session-policy", "gone.json"), "no such file", "IAM policy"},
+		{"policy folder", with("--session-policy", "."), "is a directory", "IAM policy"},
+		{"policy empty", with("--session-policy", "empty.json"), "empty.json is empty", "IAM policy"},
+		{"policy space", with("--session-policy", "space.json"), "not JSON", "IAM policy"},
+		{"policy array", with("--session-policy", "array.json"), "not an object", "IAM policy"},
+		{"policy long", with("--session-policy", "long.json"), "longer than any policy", ""},
+		{"policy wide", with("--session-policy", "wide.json"), "2058 characters", "shorten"},
+		{"policy endless", with("--session-policy", "/dev/zero"), "longer than any policy", ""},
+		{"policy ARN", with("--policy-arn", "ReadOnlyAccess"), "is not an ARN", "arn:aws:iam::aws:policy/NAME"},
+		{"policy ARN empty", with("--policy-arn", ""), "is not an ARN", ""},
+	}
+	for _, test := range bad {
+		b.refused(test.message, test.hint, append([]string{"aws", "--no-verify"}, test.args...)...)
+	}
+	if _, err := os.Stat(filepath.Join(b.dir, "state")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a state folder was made: %v", err)
+	}
+	b.ok("aws", "--role", testRole, "--no-verify", "--external-id", "kept")
+	for _, test := range bad {
+		b.run(append([]string{"aws", "--no-verify"}, test.args...)...)
+	}
+	if a, err := b.store().Load("aws"); err != nil || a.ExternalID != "kept" {
+		t.Errorf("the old grant is %+v, %v", a, err)
+	}
+	if grants, err := b.store().List(); err != nil || len(grants) != 1 {
+		t.Errorf("there are %v, %v", grants, err)
+	}
+}
+
+func TestGrantNeedsRoot(t *testing.T) {
+	b := newGrantBench(t)
+	b.uid = 1000
+	for _, args := range [][]string{{"aws", "--role", testRole, "--no-verify"}, {"list"}, {"show", "aws"}, {"revoke", "aws"}} {
+		b.refused("agent grant "+args[0]+" needs root", "sudo agent grant "+args[0], args...)
+	}
+	if _, err := os.Stat(filepath.Join(b.dir, "state")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a state folder was made: %v", err)
+	}
+}
+
+func TestGrantUnknown(t *testing.T) {
+	b := newGrantBench(t)
+	for _, command := range []string{"show", "revoke"} {
+		b.refused(`grant "aws": there is no such grant`, "no grants yet; make one with agent grant aws --role", command, "aws")
+	}
+	b.ok("aws", "--role", testRole, "--no-verify", "--name", "one")
+	b.ok("aws", "--role", testRole, "--no-verify", "--name", "two")
+	for _, command := range []string{"show", "revoke"} {
+		for _, name := range []string{"three", "../one", ""} {
+			b.refused(fmt.Sprintf("grant %q: there is no such grant", name), "there are: one, two;", command, name)
+		}
+	}
+	b.refused("no command agent grant forget", "revoke", "forget", "one")
+}
+
+func TestGrantListShowRevoke(t *testing.T) {
+	b := newGrantBench(t)
+	if stdout, _ := b.ok("list", "--json"); stdout != "[]\n" {
+		t.Errorf("of none it prints %q", stdout)
+	}
+	b.ok("aws", "--role", testRole, "--no-verify", "--name", "two", "--external-id", "x2")
+	b.ok("aws", "--role", "arn:aws-cn:iam::123456789012:role/R", "--no-verify", "--name", "one", "--session-duration", "1h")
+	stdout, _ := b.ok("list")
+	want := "NAME  ROLE                                     REGION          SESSION  VERIFIED\n" +
+		"one   arn:aws-cn:iam::123456789012:role/R      cn-northwest-1  1h       never\n" +
+		"two   arn:aws:iam::123456789012:role/AgentRole  us-east-1       15m      never\n"
+	if strings.Join(strings.Fields(stdout), " ") != strings.Join(strings.Fields(want), " ") {
+		t.Errorf("the table is\n%s", stdout)
+	}
+	stdout, _ = b.ok("list", "--json")
+	var listed []struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &listed); err != nil || len(listed) != 2 || listed[0].Name != "one" {
+		t.Errorf("as JSON: %s, %v", stdout, err)
+	}
+	stdout, _ = b.ok("show", "two")
+	for _, part := range []string{testRole, "external id", "x2", "*.amazonaws.com *.api.aws", "never"} {
+		if !strings.Contains(stdout, part) {
+			t.Errorf("show lacks %q:\n%s", part, stdout)
+		}
+	}
+	if stdout, _ = b.ok("revoke", "two"); stdout != "grant two is revoked\n" {
+		t.Errorf("revoke prints %q", stdout)
+	}
+	if stdout, _ = b.ok("revoke", "one", "--json"); strings.Join(strings.Fields(stdout), "") != `{"revoked":"one"}` {
+		t.Errorf("revoke prints %q", stdout)
+	}
+	if grants, err := b.store().List(); err != nil || len(grants) != 0 {
+		t.Errorf("there are %v, %v", grants, err)
+	}
+}
+
+// A grant that cannot be read hides no other, and can be revoked.
+func TestGrantDamaged(t *testing.T) {
+	b := newGrantBench(t)
+	b.ok("aws", "--role", testRole, "--no-verify")
+	b.write("state/grants/bad.json", "{")
+	b.refused("bad.json", "agent grant revoke bad", "show", "bad")
+	code, stdout, stderr := b.run("list")
+	if code != exitOurs || !strings.Contains(stdout, testRole) || !strings.Contains(stderr, "agent: hint: ") {
+		t.Errorf("list: %d, %q, %q", code, stdout, stderr)
+	}
+	b.ok("revoke", "bad")
+	b.ok("list")
+}
+
+func TestGrantStateUnwritable(t *testing.T) {
+	b := newGrantBench(t)
+	b.write("state", "a file")
+	b.refused("not a directory", "AGENTOPS_STATE_DIR", "aws", "--role", testRole, "--no-verify")
+}
+
+// fakeSTS answers as STS does. It checks no signature.
+type fakeSTS struct {
+	caller   string
+	deny     string // code of the error to answer AssumeRole with
+	lasts    time.Duration
+	requests []url.Values
+}
+
+func (f *fakeSTS) start(b *grantBench) {
+	b.Helper()
+	server := httptest.NewServer(f)
+	b.Cleanup(server.Close)
+	b.Setenv("AWS_ENDPOINT_URL", "")
+	os.Unsetenv("AWS_ENDPOINT_URL")
+	b.Setenv("AWS_ENDPOINT_URL_STS", server.URL)
+	b.Setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+	b.Setenv("AWS_SECRET_ACCESS_KEY", "not-shown-anywhere")
+}
+
+func (f *fakeSTS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	f.requests = append(f.requests, r.PostForm)
+	action := r.PostForm.Get("Action")
+	w.Header().Set("Content-Type", "text/xml")
+	if action == "AssumeRole" && f.deny != "" {
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>%s</Code><Message>no</Message></Error></ErrorResponse>`, f.deny)
+		return
+	}
+	result := "<Arn>" + f.caller + "</Arn><UserId>AIDA</UserId><Account>123456789012</Account>"
+	if action == "AssumeRole" {
+		seconds, _ := strconv.Atoi(r.PostForm.Get("DurationSeconds"))
+		lasts := time.Duration(seconds) * time.Second
+		if f.lasts != 0 {
+			lasts = f.lasts
+		}
+		result = "<AssumedRoleUser><Arn>arn:aws:sts::123456789012:assumed-role/AgentRole/" + r.PostForm.Get("RoleSessionName") +
+			"</Arn><AssumedRoleId>AROA:x</AssumedRoleId></AssumedRoleUser><Credentials><AccessKeyId>ASIAEXAMPLE</AccessKeyId>" +
+			"<SecretAccessKey>session-secret</SecretAccessKey><SessionToken>session-token</SessionToken><Expiration>" +
+			time.Now().Add(lasts).UTC().Format(time.RFC3339) + "</Expiration></Credentials>"
+	}
+	fmt.Fprintf(w, `<%sResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><%[1]sResult>%s</%[1]sResult></%[1]sResponse>`, action, result)
+}
+
+func TestGrantAWSProves(t *testing.T) {
+	const user, role = "arn:aws:iam::123456789012:user/me", "arn:aws:sts::123456789012:assumed-role/CI/job"
+	for _, test := range []struct {
+		name, caller, duration string
+		lasts                  time.Duration
+		warning                string
+	}{
+		{"user", user, "15m", 0, ""},
+		{"user, 2h", user, "2h", 0, ""},
+		{"role", role, "1h", 0, "caps sessions at 1h (role chaining)\n"},
+		{"role, 2h", role, "2h", 0, "caps sessions at 1h (role chaining): the 2h asked for"},
+		{"shorter", user, "2h", time.Hour, "the session lasts 1h, not the 2h asked for"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newGrantBench(t)
+			sts := &fakeSTS{caller: test.caller, lasts: test.lasts}
+			sts.start(b)
+			stdout, stderr := b.ok("aws", "--role", testRole, "--session-duration", test.duration, "--external-id", "ticket", "--json")
+			said, warning, _ := strings.Cut(stderr, "\n")
+			session := "arn:aws:sts::123456789012:assumed-role/AgentRole/agentops-grant"
+			if !strings.HasPrefix(said, "agent: "+test.caller+" assumed "+session+" until 20") {
+				t.Errorf("it says %q", said)
+			}
+			if !strings.Contains(warning, test.warning) || (warning != "") != (test.warning != "") {
+				t.Errorf("it warns %q, want %q", warning, test.warning)
+			}
+			asked := sts.requests[len(sts.requests)-1]
+			if d, _ := time.ParseDuration(test.duration); asked.Get("DurationSeconds") != strconv.Itoa(int(d.Seconds())) || asked.Get("ExternalId") != "ticket" {
+				t.Errorf("it asked %v", asked)
+			}
+			a, err := b.store().Load("aws")
+			if err != nil || a.Verified == nil {
+				t.Fatalf("stored %+v, %v", a, err)
+			}
+			v := *a.Verified
+			if v.Caller != test.caller || v.AssumedRole != session || v.Chained != (test.caller == role) || time.Since(v.At) > time.Minute {
+				t.Errorf("stored %+v", v)
+			}
+			shown, _ := b.ok("show", "aws")
+			if !strings.Contains(shown, session) || strings.Contains(shown, "role chaining") != v.Chained {
+				t.Errorf("show prints %s", shown)
+			}
+			file, err := os.ReadFile(filepath.Join(b.store().Dir, "aws.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, secret := range []string{"session-secret", "session-token", "ASIAEXAMPLE", "not-shown-anywhere"} {
+				if strings.Contains(string(file)+stdout+stderr+shown, secret) {
+					t.Errorf("%s is stored or shown", secret)
+				}
+			}
+		})
+	}
+}
+
+// A role that cannot be assumed is not stored, and takes no other's place.
+func TestGrantAWSNotProved(t *testing.T) {
+	b := newGrantBench(t)
+	b.refused("find the host's AWS credentials", "the host has no AWS credentials", "aws", "--role", testRole)
+	b.refused("team", `"team" gives no credentials`, "aws", "--role", testRole, "--aws-profile", "team")
+	sts := &fakeSTS{caller: "arn:aws:sts::123456789012:assumed-role/CI/job", deny: "AccessDenied"}
+	sts.start(b)
+	b.refused("AccessDenied", "names arn:aws:sts::123456789012:assumed-role/CI/job", "aws", "--role", testRole)
+	if _, err := os.Stat(filepath.Join(b.dir, "state")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a state folder was made: %v", err)
+	}
+	b.ok("aws", "--role", testRole, "--no-verify", "--external-id", "kept")
+	sts.deny = "ValidationError"
+	b.refused("ValidationError", "lower --session-duration to 1h", "aws", "--role", testRole, "--session-duration", "2h")
+	if a, err := b.store().Load("aws"); err != nil || a.ExternalID != "kept" {
+		t.Errorf("the old grant is %+v, %v", a, err)
+	}
+}
+
+func TestGrantHelp(t *testing.T) {
+	b := newGrantBench(t)
+	for _, args := range [][]string{{}, {"aws"}, {"list"}, {"show"}, {"revoke"}} {
+		stdout, _ := b.ok(append(args, "--help")...)
+		if !strings.Contains(stdout, "Examples:\n  agent grant ") {
+			t.Errorf("agent grant %q has no example:\n%s", args, stdout)
+		}
+	}
+	if stdout, _ := b.ok(); !strings.Contains(stdout, "revoke") {
+		t.Errorf("agent grant prints %q", stdout)
+	}
+}
