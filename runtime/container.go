@@ -102,7 +102,7 @@ func configure(cfg *Config, v *view) (*configs.Config, error) {
 	// libcontainer lets a container make any device node, counting on the
 	// cgroup to keep it from being opened inside. In the workspace it would
 	// stay, open to the host's users. It also allows /dev/net/tun.
-	c.Cgroups.Resources.Devices = slices.DeleteFunc(c.Cgroups.Resources.Devices, func(rule *config.Rule) bool {
+	c.Cgroups.Devices = slices.DeleteFunc(c.Cgroups.Devices, func(rule *config.Rule) bool {
 		anyNode := rule.Permissions == "m"
 		tun := rule.Type == config.CharDevice && rule.Major == 10 && rule.Minor == 200
 		return rule.Allow && (anyNode || tun)
@@ -138,7 +138,7 @@ func (c *Container) begin(cfg *Config) error {
 		// The streams go by beside init's own stdio, for libcontainer would give
 		// the files behind that another owner.
 		files, opened, err := streams(cfg.Stdin, cfg.Stdout, cfg.Stderr)
-		defer opened.run()
+		defer func() { _ = opened.run() }() // they were only read from
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package runtime
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -141,7 +142,7 @@ func TestSignals(t *testing.T) {
 			if status, err := c.Wait(); err != nil || status.Code != 42 {
 				t.Errorf("status %+v, %v", status, err)
 			}
-			if err := c.Signal(test.signal); err != os.ErrProcessDone {
+			if err := c.Signal(test.signal); !errors.Is(err, os.ErrProcessDone) {
 				t.Errorf("a signal after the end: %v", err)
 			}
 		})

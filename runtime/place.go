@@ -70,7 +70,7 @@ func placeMount(root int, m Mount) error {
 		attributes.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
 	err = unix.MountSetattr(source, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attributes)
-	if err == unix.ENOSYS {
+	if errors.Is(err, unix.ENOSYS) {
 		return errors.New("mount_setattr is missing: Linux 5.12 or later is needed")
 	}
 	if err != nil {

@@ -101,7 +101,7 @@ func (v *view) fitForOverlay() error {
 	}
 	unfit := []int64{unix.OVERLAYFS_SUPER_MAGIC, unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC,
 		unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.MSDOS_SUPER_MAGIC}
-	if !slices.Contains(unfit, int64(st.Type)) {
+	if !slices.Contains(unfit, st.Type) {
 		return nil
 	}
 	return mountTmpfs(v.base)

@@ -82,12 +82,13 @@ func (e *env) printFindings(findings []finding, asJSON bool) error {
 // examine looks at everything that a run needs. It changes nothing.
 func (e *env) examine() []finding {
 	root := finding{Check: "root", OK: e.uid == 0, Found: fmt.Sprintf("uid %d", e.uid), Needs: "uid 0", Hint: "sudo agent doctor"}
-	kernel := finding{Check: "kernel", OK: kernelRelease() != "", Found: kernelRelease(), Needs: "Linux " + bpf.MinimumKernel}
+	kernel := finding{Check: "kernel", OK: kernelRelease() != "", Found: kernelRelease(), Needs: "Linux 5.12"}
 	findings := []finding{
 		root,
 		kernel,
 		check("BPF sk_lookup", "Linux "+bpf.MinimumKernel, "the kernel is too old, or eBPF is switched off", bpf.Supported),
 		check("network namespace", "Linux 5.9 with CONFIG_NET_NS", "", tryNamespace),
+		check("mount_setattr", "Linux 5.12", "the kernel is too old", tryMountSetattr),
 		check("cgroup2", "a cgroup2 mount, Linux 4.5", "mount -t cgroup2 none /sys/fs/cgroup/unified", func() error { return inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted") }),
 		check("overlay", "overlayfs, Linux 4.0", "modprobe overlay", func() error {
 			return inFile("/proc/filesystems", "\toverlay\n", "the kernel does not know overlayfs")
@@ -119,6 +120,16 @@ func tryNamespace() error {
 		return err
 	}
 	return ns.Close()
+}
+
+// tryMountSetattr asks for the newest system call that runs are mounted with; a
+// bad descriptor is refused only by who knows it.
+func tryMountSetattr() error {
+	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	return nil
 }
 
 // inFile looks for what a line of one of the kernel's lists has in it.

@@ -164,9 +164,9 @@ func follow(lifeline, pid int) {
 func pass(pid int, s syscall.Signal) {
 	switch s {
 	case syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTSTP, syscall.SIGCONT:
-		syscall.Kill(-pid, s)
+		_ = syscall.Kill(-pid, s) // it may have ended
 	default:
-		syscall.Kill(pid, s)
+		_ = syscall.Kill(pid, s) // likewise
 	}
 }
 
@@ -186,9 +186,9 @@ func reap(lifeline, command int) int {
 		}
 		switch {
 		case status.Stopped():
-			syscall.Write(lifeline, []byte{wordStopped, byte(status.StopSignal())})
+			_, _ = syscall.Write(lifeline, []byte{wordStopped, byte(status.StopSignal())})
 		case status.Signaled():
-			syscall.Write(lifeline, []byte{wordKilled, byte(status.Signal())})
+			_, _ = syscall.Write(lifeline, []byte{wordKilled, byte(status.Signal())})
 			return 128 + int(status.Signal())
 		case status.Exited():
 			return status.ExitStatus()
