@@ -33,7 +33,7 @@ unset AWS_PROFILE AWS_CA_BUNDLE AWS_SESSION_TOKEN
 
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 show() {
-	printf '$ %s\n' "$*"
+	printf '$ %s\n' "${*@Q}"
 	"$@"
 }
 cd "$demo/workspace"

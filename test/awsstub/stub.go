@@ -1,0 +1,193 @@
+// Package awsstub stands in for AWS on loopback: STS and S3 as far as a run uses
+// them, with real signatures, sessions that expire, and failures to order. Every
+// other host is an ordinary website.
+package awsstub
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// User is an identity that AWS knows: the host's.
+type User struct {
+	AccessKeyID     string
+	SecretAccessKey string
+	// ARN is "arn:aws:iam::ACCOUNT:user/NAME"; that of a session of a role
+	// makes AssumeRole a role chaining.
+	ARN string
+}
+
+// Role is what can be assumed.
+type Role struct {
+	ARN         string
+	ExternalID  string        // that callers must send; empty: none is asked for
+	MaxDuration time.Duration // of sessions; 0: an hour
+}
+
+// Config configures a Stub.
+type Config struct {
+	Users []User
+	Roles []Role
+	// Lifetime is that of sessions, whatever they ask for; 0: as they ask.
+	Lifetime time.Duration
+	Buckets  map[string]map[string][]byte // objects by bucket and key
+}
+
+// Failure is an answer to order for one call of AssumeRole.
+type Failure struct {
+	Code    string // of STS; empty: the call goes on after Block
+	Status  int    // of HTTP; 0: 400
+	Message string
+	Block   <-chan struct{} // nil, or the call waits until it is closed
+}
+
+// Stub is a running stand-in.
+type Stub struct {
+	config Config
+	ca     *authority
+	secure net.Listener
+	plain  net.Listener
+	server *http.Server
+	done   sync.WaitGroup
+
+	mu       sync.Mutex
+	sessions map[string]session // by access key id
+	failures []Failure
+	calls    int // of AssumeRole
+	waiting  int // of them, those that go on
+	most     int // of them, at the same time
+	changed  chan struct{}
+}
+
+// New starts a stand-in on free ports of 127.0.0.1.
+func New(config Config) (*Stub, error) {
+	s := &Stub{config: config, sessions: make(map[string]session), changed: make(chan struct{})}
+	var err error
+	if s.ca, err = newAuthority(); err != nil {
+		return nil, err
+	}
+	if s.config.Buckets == nil {
+		s.config.Buckets = make(map[string]map[string][]byte)
+	}
+	if s.plain, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	if s.secure, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, errors.Join(err, s.plain.Close())
+	}
+	s.server = &http.Server{
+		Handler:           http.HandlerFunc(s.dispatch),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          log.New(io.Discard, "", 0), // clients that break off
+		TLSConfig:         &tls.Config{GetCertificate: s.ca.leafFor, NextProtos: []string{"h2", "http/1.1"}},
+	}
+	s.done.Go(func() { _ = s.server.Serve(s.plain) }) // both end with Close
+	s.done.Go(func() { _ = s.server.ServeTLS(s.secure, "", "") })
+	return s, nil
+}
+
+// Close ends the stand-in.
+func (s *Stub) Close() error {
+	err := s.server.Close()
+	s.done.Wait()
+	return err
+}
+
+// URL is where it listens without TLS: http://127.0.0.1:PORT.
+func (s *Stub) URL() string { return "http://" + s.plain.Addr().String() }
+
+// TLSAddr is where it listens with TLS, ADDRESS:PORT, for every host.
+func (s *Stub) TLSAddr() string { return s.secure.Addr().String() }
+
+// CA is the authority of its certificates, PEM.
+func (s *Stub) CA() []byte { return s.ca.pem }
+
+// Fail orders the answers to the next calls of AssumeRole, in addition to those
+// that are ordered already.
+func (s *Stub) Fail(failures ...Failure) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failures = append(s.failures, failures...)
+}
+
+// AssumeRoleCalls is how many calls of AssumeRole have come, failed ones too.
+func (s *Stub) AssumeRoleCalls() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
+// MostAtOnce is how many calls of AssumeRole went on at the same time.
+func (s *Stub) MostAtOnce() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
+}
+
+// AwaitAssumeRole returns once n calls of AssumeRole have come.
+func (s *Stub) AwaitAssumeRole(ctx context.Context, n int) error {
+	for {
+		s.mu.Lock()
+		calls, changed := s.calls, s.changed
+		s.mu.Unlock()
+		if calls >= n {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%d calls of AssumeRole, waited for %d: %w", calls, n, ctx.Err())
+		}
+	}
+}
+
+// begin counts a call of AssumeRole and returns what was ordered for it.
+func (s *Stub) begin() (failure Failure, end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	s.waiting++
+	s.most = max(s.most, s.waiting)
+	close(s.changed)
+	s.changed = make(chan struct{})
+	if len(s.failures) > 0 {
+		failure, s.failures = s.failures[0], s.failures[1:]
+	}
+	return failure, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.waiting--
+	}
+}
+
+// dispatch finds the service that a request is for: by its host, or, where that
+// is an address, by the scope of its signature.
+func (s *Stub) dispatch(w http.ResponseWriter, r *http.Request) {
+	host := r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, scope, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=")
+	scope, _, _ = strings.Cut(scope, ",")
+	switch byAddress := net.ParseIP(host) != nil; {
+	case strings.HasPrefix(host, "sts.") || byAddress && strings.Contains(scope, "/sts/"):
+		s.sts(w, r)
+	case strings.HasPrefix(host, "s3.") || byAddress && strings.Contains(scope, "/s3/"):
+		s.s3(w, r, strings.TrimPrefix(r.URL.Path, "/"))
+	case strings.Contains(host, ".s3."):
+		bucket, _, _ := strings.Cut(host, ".s3.")
+		s.s3(w, r, bucket+r.URL.Path)
+	default:
+		n, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, "Hello from %s: %s %s, %d bytes, by %s\n", r.Host, r.Method, r.URL.Path, n, r.Proto)
+	}
+}
