@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"agentops/credsrv/grant"
+
+	"github.com/goccy/go-yaml"
 )
 
 const testRole = "arn:aws:iam::123456789012:role/AgentRole"
@@ -411,4 +414,85 @@ func TestGrantHelp(t *testing.T) {
 	if stdout, _ := b.ok(); !strings.Contains(stdout, "revoke") {
 		t.Errorf("agent grant prints %q", stdout)
 	}
+}
+
+const exampleFolder = "../../examples/grant-aws"
+
+func TestExampleSettings(t *testing.T) {
+	s, err := readSettings(exampleFolder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Grants) != 1 || s.Grants[0] != "aws" || len(s.Command) == 0 {
+		t.Errorf("it says %+v", s)
+	}
+	spec := &runSpec{env: s.Env}
+	if err := spec.resolveNetwork(s.Network); err != nil {
+		t.Error(err)
+	}
+	if err := spec.resolveView(&env{}, s); err != nil {
+		t.Error(err)
+	}
+}
+
+// The script and the template make the same role.
+func TestExampleRole(t *testing.T) {
+	const fake = "#!/bin/sh\nwhile [ $# -gt 0 ]; do case $1 in --*-document) printf '%s' \"$2\" >\"$OUT/$1\";; esac; shift; done\necho arn:aws:iam::123456789012:role/AgentRole\n"
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "aws"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	script := exec.Command(filepath.Join(exampleFolder, "iam.sh"), "arn:aws:iam::123456789012:user/me", "example-bucket")
+	script.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "OUT=" + dir, "EXTERNAL_ID=ticket/1"}
+	said, err := script.CombinedOutput()
+	if err != nil || !strings.Contains(string(said), "agent grant aws --role "+testRole+" --external-id ticket/1") {
+		t.Fatalf("iam.sh: %v, %s", err, said)
+	}
+	content, err := os.ReadFile(filepath.Join(exampleFolder, "role.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer("!Ref Principal", "arn:aws:iam::123456789012:user/me", "!Ref ExternalId", "ticket/1",
+		"!Sub ", "", "${AWS::Partition}", "aws", "${Bucket}", "example-bucket", "!Ref", "", "!GetAtt", "").Replace(string(content))
+	var template struct {
+		Resources struct {
+			Role struct {
+				Properties struct {
+					Trust    any `yaml:"AssumeRolePolicyDocument"`
+					Policies []struct {
+						Document any `yaml:"PolicyDocument"`
+					} `yaml:"Policies"`
+				} `yaml:"Properties"`
+			} `yaml:"Role"`
+		} `yaml:"Resources"`
+	}
+	if err := yaml.Unmarshal([]byte(text), &template); err != nil {
+		t.Fatal(err)
+	}
+	role := template.Resources.Role.Properties
+	if len(role.Policies) != 1 {
+		t.Fatalf("role.yaml has %d policies", len(role.Policies))
+	}
+	for flag, document := range map[string]any{"--assume-role-policy-document": role.Trust, "--policy-document": role.Policies[0].Document} {
+		given, err := os.ReadFile(filepath.Join(dir, flag))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want any
+		if err := json.Unmarshal(given, &want); err != nil {
+			t.Fatalf("%s of iam.sh: %v", flag, err)
+		}
+		if wantJSON, gotJSON := mustJSON(t, want), mustJSON(t, document); wantJSON != gotJSON {
+			t.Errorf("%s: iam.sh has\n%s, role.yaml\n%s", flag, wantJSON, gotJSON)
+		}
+	}
+}
+
+func mustJSON(t *testing.T, v any) string {
+	t.Helper()
+	content, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }
