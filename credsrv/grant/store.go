@@ -179,12 +179,12 @@ func (s Store) List() ([]AWS, error) {
 	var errs []error
 	for _, entry := range entries {
 		name, ok := strings.CutSuffix(entry.Name(), suffix)
-		if !ok || !nameForm.MatchString(name) {
-			continue // of ours only what one that was killed left aside
+		if !ok {
+			continue
 		}
 		a, err := s.Load(name)
 		switch {
-		case errors.Is(err, ErrUnknown): // taken away since
+		case errors.Is(err, ErrUnknown): // taken away since, or what was left aside
 		case err != nil:
 			errs = append(errs, err)
 		default:

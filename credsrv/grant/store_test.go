@@ -90,10 +90,11 @@ func wantNames(t *testing.T, s Store, want ...string) {
 }
 
 func TestStoreModes(t *testing.T) {
-	s := Store{Dir: filepath.Join(t.TempDir(), "grants")}
+	state := filepath.Join(t.TempDir(), "state")
+	s := Store{Dir: filepath.Join(state, "grants")}
 	wantModes := func() {
 		t.Helper()
-		for path, want := range map[string]fs.FileMode{s.Dir: fs.ModeDir | 0o700, s.path("aws"): 0o600} {
+		for path, want := range map[string]fs.FileMode{state: fs.ModeDir | 0o700, s.Dir: fs.ModeDir | 0o700, s.path("aws"): 0o600} {
 			if info, err := os.Stat(path); err != nil || info.Mode() != want {
 				t.Errorf("%s: %v, %v, want %v", path, info.Mode(), err, want)
 			}
@@ -167,7 +168,7 @@ func TestStoreDamaged(t *testing.T) {
 		"another name":  {change(`"name":"bad"`, `"name":"aws"`), `name in it is "aws"`},
 		"role":          {change("AgentRole", ""), "the name is empty"},
 		"duration":      {change("900", "899"), "out of range"},
-		"wrapped":       {change(":900", ":18446744973"), "out of range"},
+		"wrapped":       {change(":900", ":36028797018964868"), "out of range"},
 		"overflow":      {change(":900", ":99999999999999999999"), "cannot unmarshal number"},
 		"region":        {change("us-east-1", "cn-north-1"), "partition aws-cn"},
 	} {
