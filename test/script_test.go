@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	site := newOutside(t)
+	_, awsEnv := newAWS(t, 0)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -62,7 +63,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Defer(func() { os.RemoveAll(state) })
-			for _, entry := range baseEnv(state) {
+			for _, entry := range append(baseEnv(state), awsEnv...) {
 				name, value, _ := strings.Cut(entry, "=")
 				env.Setenv(name, value)
 			}

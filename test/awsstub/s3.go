@@ -40,8 +40,10 @@ type listObjectsResult struct {
 	MaxKeys        int
 	IsTruncated    bool
 	Contents       []objectEntry
-	CommonPrefixes []string `xml:"CommonPrefixes>Prefix"`
+	CommonPrefixes []commonPrefix
 }
+
+type commonPrefix struct{ Prefix string }
 
 type objectEntry struct {
 	Key          string
@@ -116,7 +118,7 @@ func list(bucket string, objects map[string][]byte, prefix, delimiter string) li
 			continue
 		}
 		if folder, _, below := strings.Cut(rest, delimiter); delimiter != "" && below {
-			common := prefix + folder + delimiter
+			common := commonPrefix{prefix + folder + delimiter}
 			if !slices.Contains(result.CommonPrefixes, common) {
 				result.CommonPrefixes = append(result.CommonPrefixes, common)
 			}
