@@ -1,0 +1,417 @@
+package credsrv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"agentops/audit"
+	"agentops/credsrv/grant"
+	"agentops/test/awsstub"
+
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	"github.com/sirupsen/logrus"
+)
+
+const role = "arn:aws:iam::123456789012:role/Role"
+
+// recorder keeps events in memory; full makes it fail.
+type recorder struct {
+	mu     sync.Mutex
+	events []audit.Event
+	full   bool
+}
+
+func (r *recorder) Append(e audit.Event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full {
+		return errors.New("disk full")
+	}
+	r.events = append(r.events, e)
+	return nil
+}
+
+func (r *recorder) last() audit.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.events) == 0 {
+		return nil
+	}
+	return r.events[len(r.events)-1]
+}
+
+// newStub starts the stand-in and makes its user the host's identity.
+func newStub(t *testing.T, arn string) *awsstub.Stub {
+	t.Helper()
+	stub, err := awsstub.New(awsstub.Config{
+		Users: []awsstub.User{{AccessKeyID: "AKIAHOST", SecretAccessKey: "host-secret", ARN: arn}},
+		Roles: []awsstub.Role{{ARN: role}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stub.Close() })
+	none := t.TempDir() + "/none"
+	for name, value := range map[string]string{
+		"AWS_ENDPOINT_URL_STS": stub.URL(), "AWS_ACCESS_KEY_ID": "AKIAHOST", "AWS_SECRET_ACCESS_KEY": "host-secret", "AWS_SESSION_TOKEN": "",
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none, "AWS_PROFILE": "",
+	} {
+		t.Setenv(name, value)
+	}
+	return stub
+}
+
+const hostUser = "arn:aws:iam::123456789012:user/host"
+
+func newGrant(t *testing.T) grant.AWS {
+	t.Helper()
+	g, err := grant.New(grant.AWS{RoleARN: role})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func newSource(t *testing.T) (*Source, *recorder) {
+	t.Helper()
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	rec := &recorder{}
+	s, err := NewSource(t.Context(), SourceConfig{Grant: newGrant(t), Run: "run-1", Recorder: rec, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, rec
+}
+
+// change makes the credentials at hand others.
+func (s *Source) change(f func(*Credentials)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := *s.current
+	f(&changed)
+	s.current = &changed
+}
+
+// hundred asks a hundred times at once and returns the distinct key ids.
+func hundred(t *testing.T, s *Source) map[string]int {
+	t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	ids := make(map[string]int)
+	for range 100 {
+		wg.Go(func() {
+			c, err := s.Credentials(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			ids[c.AccessKeyID]++
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return ids
+}
+
+func TestNobodyWaitsForARefreshWhileTheOldAreValid(t *testing.T) {
+	stub := newStub(t, hostUser)
+	s, _ := newSource(t)
+	old := s.held().AccessKeyID
+	release := make(chan struct{})
+	stub.Fail(awsstub.Failure{Block: release})
+	s.change(func(c *Credentials) { c.Obtained = c.Obtained.Add(-time.Hour) }) // renew now
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Refresh(ctx) })
+	if err := stub.AwaitAssumeRole(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if ids := hundred(t, s); len(ids) != 1 || ids[old] != 100 {
+		t.Errorf("answered with %v, want the old ones", ids)
+	}
+	close(release)
+	cancel()
+	wg.Wait()
+	if calls := stub.AssumeRoleCalls(); calls != 2 {
+		t.Errorf("%d calls of AssumeRole, want 2", calls)
+	}
+}
+
+func TestAHundredClientsShareOneRefresh(t *testing.T) {
+	stub := newStub(t, hostUser)
+	s, _ := newSource(t)
+	release := make(chan struct{})
+	stub.Fail(awsstub.Failure{Block: release})
+	s.change(func(c *Credentials) { c.Expiration = time.Now() })
+	go func() {
+		if err := stub.AwaitAssumeRole(t.Context(), 2); err != nil {
+			t.Error(err)
+		}
+		close(release)
+	}()
+	if ids := hundred(t, s); len(ids) != 1 {
+		t.Errorf("answered with %v, want one session", ids)
+	}
+	if calls, most := stub.AssumeRoleCalls(), stub.MostAtOnce(); calls != 2 || most != 1 {
+		t.Errorf("%d calls of AssumeRole, %d at once", calls, most)
+	}
+}
+
+func TestOldCredentialsAreServedWhileSTSFails(t *testing.T) {
+	stub := newStub(t, hostUser)
+	s, rec := newSource(t)
+	old := s.held().AccessKeyID
+	for range assumeAttempts {
+		stub.Fail(awsstub.Failure{Code: "Throttling", Message: "slow down"})
+	}
+	if err := s.refresh(t.Context()); err == nil {
+		t.Fatal("a throttled refresh succeeded")
+	}
+	if event, ok := rec.last().(audit.CredentialRefresh); !ok || !strings.Contains(event.Error, "Throttling") {
+		t.Errorf("recorded %+v", rec.last())
+	}
+	if c, err := s.Credentials(t.Context()); err != nil || c.AccessKeyID != old {
+		t.Errorf("served %v, %v", c, err)
+	}
+	// Expired, and still no answer: an error, not what has expired.
+	s.change(func(c *Credentials) { c.Expiration = time.Now() })
+	stub.Fail(awsstub.Failure{Code: "AccessDenied", Status: 403})
+	if c, err := s.Credentials(t.Context()); err == nil {
+		t.Errorf("served %v", c)
+	}
+}
+
+func TestRenewAt(t *testing.T) {
+	obtained := time.Now()
+	for life, want := range map[time.Duration]time.Duration{
+		20 * time.Second: 10 * time.Second,
+		15 * time.Minute: 7*time.Minute + 30*time.Second,
+		time.Hour:        40 * time.Minute,
+		12 * time.Hour:   11*time.Hour + 40*time.Minute,
+	} {
+		c := &Credentials{Obtained: obtained, Expiration: obtained.Add(life)}
+		if got := c.renewAt(0).Sub(obtained); got != want {
+			t.Errorf("of %s: renewed after %s, want %s", life, got, want)
+		}
+		if early := c.renewAt(0).Sub(c.renewAt(1)); early != life/10 {
+			t.Errorf("of %s: chance moves it by %s", life, early)
+		}
+	}
+}
+
+// serve starts a server for a source and returns its address.
+func serve(t *testing.T, s *Source, rec Recorder) (*Server, string) {
+	t.Helper()
+	server := NewServer(ServerConfig{Sources: []*Source{s}, Recorder: rec, Log: s.config.Log})
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- server.Serve(ctx, listener) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return server, listener.Addr().String()
+}
+
+func get(t *testing.T, url, token, host string) (*http.Response, map[string]any) {
+	t.Helper()
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", token)
+	if host != "" {
+		request.Host = host
+	}
+	res, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var document map[string]any
+	if err := json.NewDecoder(res.Body).Decode(&document); err != nil {
+		t.Fatal(err)
+	}
+	return res, document
+}
+
+func TestBothProtocols(t *testing.T) {
+	newStub(t, hostUser)
+	s, rec := newSource(t)
+	server, address := serve(t, s, rec)
+	c := s.held()
+	for protocol, want := range map[string]map[string]any{
+		"process":   {"Version": 1.0, "SessionToken": string(c.SessionToken)},
+		"container": {"RoleArn": role, "Token": string(c.SessionToken)},
+	} {
+		res, document := get(t, "http://"+address+"/v1/"+protocol+"/aws", string(server.Token()), "")
+		want["AccessKeyId"], want["SecretAccessKey"] = c.AccessKeyID, string(c.SecretAccessKey)
+		want["Expiration"] = c.Expiration.Add(-time.Minute).UTC().Truncate(time.Second).Format("2006-01-02T15:04:05Z")
+		if fmt.Sprint(document) != fmt.Sprint(want) || res.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %s with %s", protocol, document, res.Header)
+		}
+		event, ok := rec.last().(audit.CredentialServe)
+		if !ok || event.Protocol != protocol || event.Status != 200 || event.AccessKeyID != c.AccessKeyID {
+			t.Errorf("recorded %+v", rec.last())
+		}
+	}
+	// The SDK's own client of the container endpoint.
+	provider := endpointcreds.New("http://"+address+"/v1/container/aws", func(o *endpointcreds.Options) { o.AuthorizationToken = string(server.Token()) })
+	if got, err := provider.Retrieve(t.Context()); err != nil || got.SecretAccessKey != string(c.SecretAccessKey) || !got.CanExpire {
+		t.Errorf("the SDK got %+v, %v", got, err)
+	}
+}
+
+func TestWhoIsNotServed(t *testing.T) {
+	newStub(t, hostUser)
+	s, rec := newSource(t)
+	server, address := serve(t, s, rec)
+	token := string(server.Token())
+	for name, c := range map[string]struct {
+		path, token, host string
+		status            int
+	}{
+		"no token":       {"/v1/process/aws", "", "", 401},
+		"another token":  {"/v1/process/aws", strings.Repeat("0", len(token)), "", 401},
+		"bearer":         {"/v1/process/aws", "Bearer " + token, "", 401},
+		"another host":   {"/v1/process/aws", token, "evil.example", 403},
+		"localhost":      {"/v1/process/aws", token, strings.Replace(address, "127.0.0.1", "localhost", 1), 403},
+		"another grant":  {"/v1/process/other", token, "", 404},
+		"another path":   {"/", token, "", 404},
+		"out of the way": {"/v1/process/../../x", token, "", 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			res, document := get(t, "http://"+address+c.path, c.token, c.host)
+			if res.StatusCode != c.status || document["code"] == "" || document["Code"] != document["code"] || document["Message"] != document["message"] || res.Header.Get(ErrorHeader) == "" {
+				t.Errorf("%d %v", res.StatusCode, document)
+			}
+			if event, ok := rec.last().(audit.CredentialServe); !ok || event.Status != c.status || event.Error == "" {
+				t.Errorf("recorded %+v", rec.last())
+			}
+		})
+	}
+}
+
+func TestWhatCannotBeRecordedIsNotServed(t *testing.T) {
+	newStub(t, hostUser)
+	s, rec := newSource(t)
+	server, address := serve(t, s, rec)
+	rec.mu.Lock()
+	rec.full = true
+	rec.mu.Unlock()
+	request, err := http.NewRequest(http.MethodGet, "http://"+address+"/v1/process/aws", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", string(server.Token()))
+	if res, err := http.DefaultClient.Do(request); err == nil {
+		res.Body.Close()
+		t.Errorf("answered %d", res.StatusCode)
+	}
+}
+
+// Each of STS's refusals says what to do about it.
+func TestHints(t *testing.T) {
+	for code, want := range map[string]string{
+		"AccessDenied":            hostUser,
+		"ExpiredToken":            "host's own AWS credentials have expired",
+		"ExpiredTokenException":   "host's own AWS credentials have expired",
+		"InvalidClientTokenId":    "access key is gone",
+		"SignatureDoesNotMatch":   "clock",
+		"RegionDisabledException": "--region",
+		"MalformedPolicyDocument": "--session-policy",
+		"PackedPolicyTooLarge":    "shorten",
+		"ValidationError":         "--session-duration",
+		"Throttling":              "again in a while",
+		"RequestLimitExceeded":    "again in a while",
+	} {
+		t.Run(code, func(t *testing.T) {
+			stub := newStub(t, hostUser)
+			for range assumeAttempts {
+				stub.Fail(awsstub.Failure{Code: code, Message: "the message"})
+			}
+			_, err := Prove(t.Context(), newGrant(t))
+			assume, ok := errors.AsType[*AssumeError](err)
+			if !ok || assume.Code != code || !strings.Contains(assume.Hint(), want) || !strings.Contains(err.Error(), "the message") {
+				t.Errorf("%v, hint %q, want one with %q", err, assume.Hint(), want)
+			}
+		})
+	}
+}
+
+func TestProve(t *testing.T) {
+	newStub(t, "arn:aws:sts::123456789012:assumed-role/Host/i-1")
+	proof, err := Prove(t.Context(), newGrant(t))
+	if err != nil || !proof.Chained || !strings.HasSuffix(proof.AssumedRole, ":assumed-role/Role/agentops-grant") || time.Until(proof.Expiration) > 15*time.Minute {
+		t.Errorf("%+v, %v", proof, err)
+	}
+	long := newGrant(t)
+	long.SessionDuration = 2 * time.Hour
+	_, err = Prove(t.Context(), long)
+	if assume, ok := errors.AsType[*AssumeError](err); !ok || !strings.Contains(assume.Hint(), "role chaining") {
+		t.Errorf("two hours by a role: %v", err)
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	_, err = Prove(t.Context(), newGrant(t))
+	if assume, ok := errors.AsType[*AssumeError](err); !ok || !strings.Contains(assume.Hint(), "no AWS credentials: tried were") {
+		t.Errorf("without credentials: %v", err)
+	}
+}
+
+func TestSecretsDoNotShow(t *testing.T) {
+	c := &Credentials{AccessKeyID: "ASIA", SecretAccessKey: "hush", SessionToken: "hush"}
+	encoded, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := string(encoded) + fmt.Sprintf("%v %+v %#v %s %q %x %d %v", c, c, *c, c.SecretAccessKey, c.SecretAccessKey, c.SecretAccessKey, c.SecretAccessKey, []Secret{c.SessionToken})
+	if strings.Contains(shown, "hush") || strings.Contains(shown, fmt.Sprintf("%x", "hush")) {
+		t.Errorf("shown: %s", shown)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	first, second := newGrant(t), newGrant(t)
+	second.Name, second.Region = "second", "eu-west-1"
+	config := EnvironmentConfig{
+		Grants: []grant.AWS{first, second}, Server: "127.0.0.1:4711", Token: "hush", Folder: "/agentops", Helper: "/agentops/helper", Shell: true,
+	}
+	env, files := Environment(config)
+	for _, want := range []string{"AWS_REGION=us-east-1", "AWS_DEFAULT_REGION=us-east-1", "AWS_CONFIG_FILE=/agentops/aws/config", "AWS_EC2_METADATA_DISABLED=true", "AGENTOPS_CREDENTIAL_URL=http://127.0.0.1:4711"} {
+		if !strings.Contains(strings.Join(env, "\n")+"\n", want+"\n") {
+			t.Errorf("%s is not in %q", want, env)
+		}
+	}
+	if strings.Contains(strings.Join(env, " "), "hush") || string(files["token"]) != "hush" {
+		t.Errorf("the token is not in its file alone: %q", env)
+	}
+	want := "[default]\nregion = us-east-1\ncredential_process = /agentops/helper credential aws\n\n" +
+		"[profile aws]\nregion = us-east-1\ncredential_process = /agentops/helper credential aws\n\n" +
+		"[profile second]\nregion = eu-west-1\ncredential_process = /agentops/helper credential second\n\n"
+	if got := string(files["aws/config"]); got != want {
+		t.Errorf("the configuration is\n%s", got)
+	}
+	config.Shell = false
+	env, files = Environment(config)
+	if !strings.Contains(strings.Join(env, "\n"), "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:4711/v1/container/aws") || strings.Contains(string(files["aws/config"]), "credential_process") {
+		t.Errorf("without a shell: %q, %s", env, files["aws/config"])
+	}
+}
