@@ -103,6 +103,8 @@ type Proof struct {
 // Prove assumes a grant's role once, with the duration it asks for. The error is
 // an *AssumeError.
 func Prove(ctx context.Context, g grant.AWS) (Proof, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*assumeTimeout)
+	defer cancel()
 	c, err := client(ctx, g)
 	if err != nil {
 		return Proof{}, err

@@ -32,7 +32,7 @@ func Environment(c EnvironmentConfig) (env []string, files map[string][]byte) {
 	var config, credentials strings.Builder
 	profile := func(name string, g grant.AWS) {
 		section := "profile " + name
-		if name == "default" {
+		if name == "default" { // no grant can have the name
 			section = name
 		}
 		fmt.Fprintf(&config, "[%s]\nregion = %s\n", section, g.Region)
@@ -45,9 +45,7 @@ func Environment(c EnvironmentConfig) (env []string, files map[string][]byte) {
 	}
 	profile("default", c.Grants[0])
 	for _, g := range c.Grants {
-		if g.Name != "default" {
-			profile(g.Name, g)
-		}
+		profile(g.Name, g)
 	}
 	files["aws/config"] = []byte(config.String())
 	files["aws/credentials"] = []byte(credentials.String())

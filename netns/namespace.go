@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -187,6 +188,10 @@ func (ns *Namespace) setUp() error {
 	}
 	for _, addr := range addrs {
 		add := &netlink.Addr{IPNet: prefix(addr, addr.BitLen()), Flags: unix.IFA_F_NODAD}
+		if addr == Host6 {
+			// Deprecated (RFC 4862): never chosen as a source, which is Own6.
+			add.ValidLft = math.MaxUint32
+		}
 		if err := handle.AddrAdd(lo, add); err != nil {
 			return fmt.Errorf("add %s to lo: %w", addr, err)
 		}

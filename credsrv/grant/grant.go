@@ -5,6 +5,7 @@ package grant
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -86,6 +87,9 @@ func (a AWS) Check() error {
 	if !nameForm.MatchString(a.Name) {
 		return bad(fmt.Errorf("%q cannot be the name of a grant", a.Name),
 			"write 1 to 32 of a-z 0-9 . _ -, a letter or digit first")
+	}
+	if a.Name == "default" {
+		return bad(errors.New(`a grant cannot have the name "default"`), "AWS's default profile is that of a run's first grant; write another name")
 	}
 	role, err := parseRole(a.RoleARN)
 	if err != nil {

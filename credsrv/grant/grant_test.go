@@ -196,6 +196,7 @@ func TestNewRefused(t *testing.T) {
 		a             AWS
 		message, hint string
 	}{
+		{"name of the default profile", AWS{Name: "default"}, "cannot have the name", "first grant"},
 		{"name with capital", AWS{Name: "Aws"}, `"Aws" cannot be the name`, "a-z 0-9"},
 		{"name with dot first", AWS{Name: ".aws"}, "cannot be the name", ""},
 		{"name with slash", AWS{Name: "a/b"}, "cannot be the name", ""},

@@ -126,7 +126,17 @@ func TestInitExitCode(t *testing.T) {
 // The end of the lifeline is the end of init, which is not PID 1 here and so
 // leaves the command: that the kernel ends it too is package runtime's test.
 func TestInitEndsWithLifeline(t *testing.T) {
-	cmd, lifeline, _ := startInit(t, "cat")
+	// The command waits for a line that comes when the test is over.
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd, lifeline, _ := startInit(t, "sh", "-c", "read line <"+fifo)
+	t.Cleanup(func() {
+		if err := os.WriteFile(fifo, []byte("over\n"), 0); err != nil {
+			t.Error(err)
+		}
+	})
 	lifeline.Close()
 	_ = cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 137 {
