@@ -16,6 +16,7 @@ CLANG := 14
 
 # What the tests and the demo use of Debian's, and what generates and lints.
 TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs python3 python3-requests wget
+BENCH_PACKAGES := runc
 GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
 SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.o' go.mod go.sum)
@@ -41,7 +42,8 @@ test: deps agent bin/awsstub
 
 .PHONY: bench
 bench: agent
-	go test -run '^$$' -bench . -benchtime 20x ./...
+	test/install.sh $(BENCH_PACKAGES)
+	go test -p 1 -run '^$$' -bench . -benchtime 20x ./...
 
 .PHONY: generate
 generate:

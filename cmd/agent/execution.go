@@ -32,11 +32,11 @@ type execution struct {
 	env         *env
 	spec        *runSpec
 	log         *logrus.Logger
-	credentials *credentials
 	claim       *runtime.Claim
+	boundary    *boundary
+	credentials *credentials
 	folder      string
 	journal     *audit.Journal
-	boundary    *boundary
 	authority   *authority.Authority
 	container   *runtime.Container
 
@@ -78,8 +78,8 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 	return status.Code, nil
 }
 
-// begin acquires what a run needs before its first event: a name, credentials,
-// and its journal. It fails without a trace.
+// begin acquires what a run needs before its first event: a name, the boundary,
+// credentials, and its journal. It fails without a trace.
 func (r *execution) begin() (err error) {
 	folder := r.env.runFolder(r.spec.id)
 	record := runtime.Record{ID: r.spec.id, PID: os.Getpid(), Folder: folder}
@@ -87,6 +87,9 @@ func (r *execution) begin() (err error) {
 		if _, busy := errors.AsType[*runtime.BusyError](err); busy {
 			return withHint(err, "choose another --name, or wait for it to end")
 		}
+		return err
+	}
+	if r.boundary, err = newBoundary(); err != nil {
 		return err
 	}
 	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.log); err != nil {
@@ -109,11 +112,8 @@ func (r *execution) begin() (err error) {
 	return nil
 }
 
-// perform sets the boundary up, runs the command in it and returns how it ended.
+// perform runs the command within the boundary and returns how it ended.
 func (r *execution) perform() (status runtime.Status, err error) {
-	if r.boundary, err = newBoundary(); err != nil {
-		return status, err
-	}
 	if r.authority, err = authority.New(r.spec.id); err != nil {
 		return status, err
 	}

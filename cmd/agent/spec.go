@@ -59,6 +59,9 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if e.uid != 0 {
 		return nil, withHint(errors.New("agent run needs root: it makes namespaces and loads eBPF"), "sudo agent run ...")
 	}
+	if err := inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted, which runs need (Linux 4.5)"); err != nil {
+		return nil, withHint(err, "mount -t cgroup2 none /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1")
+	}
 	workspace, err := e.resolveWorkspace(flags.workspace)
 	if err != nil {
 		return nil, err
