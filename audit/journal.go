@@ -180,6 +180,13 @@ func (j *Journal) Totals() Totals {
 	return j.totals
 }
 
+// Close closes the file without sealing it.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.file.Close()
+}
+
 // Seal writes run.exit with the journal's totals as the last line, brings the
 // file to the disk and closes it. The seal it returns belongs outside the
 // journal.

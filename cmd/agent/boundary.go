@@ -23,7 +23,8 @@ type boundary struct {
 	probed      bpf.Counts // what the probes have counted
 }
 
-// newBoundary sets a boundary up and proves that it holds.
+// newBoundary makes a namespace with the host's listeners in it. Until attach has
+// returned there is no way out of it at all.
 func newBoundary() (_ *boundary, err error) {
 	b := &boundary{}
 	defer func() {
@@ -58,17 +59,22 @@ func newBoundary() (_ *boundary, err error) {
 	if b.credentials, err = b.namespace.Listen("tcp4", netip.AddrPortFrom(loopback, 0)); err != nil {
 		return nil, fmt.Errorf("open the credential server's listener: %w", err)
 	}
+	return b, nil
+}
+
+// attach redirects the namespace to its listeners and proves that this holds.
+func (b *boundary) attach() (err error) {
 	options := bpf.RedirectOptions{
 		NetNS: b.namespace.File(), Own4: netns.Own4, Own6: netns.Own6,
 		TCP4: b.proxy[0], DNS4: b.resolver[0],
 	}
-	if len(hosts) == 2 {
+	if len(b.proxy) == 2 {
 		options.TCP6, options.DNS6 = b.proxy[1], b.resolver[1]
 	}
 	if b.redirect, err = bpf.AttachRedirect(options); err != nil {
-		return nil, err
+		return err
 	}
-	return b, b.probe()
+	return b.probe()
 }
 
 const probeTimeout = 2 * time.Second

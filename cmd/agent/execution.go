@@ -39,6 +39,7 @@ type execution struct {
 	journal     *audit.Journal
 	authority   *authority.Authority
 	container   *runtime.Container
+	started     bool // the container was let go: from here on the journal tells all
 
 	serving    sync.WaitGroup
 	stop       context.CancelCauseFunc // ends what serves
@@ -61,8 +62,10 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 	if err := r.begin(); err != nil {
 		return exitOurs, errors.Join(err, r.end())
 	}
-	// From here on there is a journal, which tells how the run ended.
 	status, err := r.perform()
+	if !r.started {
+		return exitOurs, errors.Join(err, r.abandon())
+	}
 	exit := audit.RunExit{ExitCode: status.Code, DurationMS: time.Since(began).Milliseconds()}
 	if status.Signal != nil {
 		exit.Signal = unix.SignalName(status.Signal.(syscall.Signal))
@@ -117,16 +120,19 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	if r.authority, err = authority.New(r.spec.id); err != nil {
 		return status, err
 	}
-	if err := r.serve(); err != nil {
+	// Two things that wait for the kernel most of their time, side by side.
+	attached := make(chan error, 1)
+	go func() { attached <- r.boundary.attach() }()
+	r.container, err = runtime.Create(r.containerConfig())
+	if err = errors.Join(err, <-attached); err != nil {
 		return status, err
 	}
-	if r.container, err = runtime.Create(r.containerConfig()); err != nil {
-		return status, err
-	}
+	r.serve()
 	r.terminated = make(chan struct{})
 	r.serving.Go(r.watch)
 	stopSignals := r.forwardSignals()
 	defer stopSignals()
+	r.started = true
 	if err = r.container.Start(); err == nil {
 		status, err = r.container.Wait()
 	}
@@ -153,7 +159,7 @@ func (r *execution) watch() {
 }
 
 // serve starts what answers the run. If one of them fails, the run ends.
-func (r *execution) serve() error {
+func (r *execution) serve() {
 	names := resolver.NewNames()
 	dialer := mitm.NewDialer(r.spec.pins, &r.spec.policy)
 	self, err := policy.Host(r.spec.name)
@@ -184,7 +190,6 @@ func (r *execution) serve() error {
 	r.start("the credential server", func() error {
 		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
 	})
-	return nil
 }
 
 // start runs one of the run's servers until the run is over.
@@ -272,20 +277,22 @@ func (r *execution) forwardSignals() func() {
 	}
 }
 
+// abandon takes down what was to be a run. No command was started, so there is
+// nothing to keep.
+func (r *execution) abandon() error {
+	return errors.Join(r.journal.Close(), r.end(), os.RemoveAll(r.folder))
+}
+
 // finish takes a run down, seals its journal and gives its name back. What is
 // refused and open until then is in the journal before its last line.
 func (r *execution) finish(exit audit.RunExit) error {
 	var errs []error
-	if r.container != nil {
-		errs = append(errs, r.container.Kill())
-	}
+	errs = append(errs, r.container.Kill())
 	r.stop(errOver)
 	r.serving.Wait()
-	if r.boundary != nil {
-		counts, err := r.boundary.counts()
-		errs = append(errs, err)
-		exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused}
-	}
+	counts, err := r.boundary.counts()
+	errs = append(errs, err)
+	exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused}
 	failed := r.journal.Err() // has ended the run and is told by it
 	seal, err := r.journal.Seal(exit)
 	switch {
