@@ -8,12 +8,14 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # Static: one binary for every host. Names are looked up by Go itself.
-TAGS := netgo,osusergo
+TAGS := netgo,osusergo,seccomp
 LDFLAGS := -s -w -X main.version=$(VERSION) -linkmode external -extldflags -static
 
 GOLANGCI_LINT := v2.15.0
 CLANG := 14
 
+# What the build needs beside Go and gcc.
+BUILD_PACKAGES := libseccomp-dev pkg-config
 # What the tests and the demo use of Debian's, and what generates and lints.
 TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs python3 python3-requests wget
 BENCH_PACKAGES := runc
@@ -21,7 +23,7 @@ GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
 SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.o' go.mod go.sum)
 
-agent: helper/dist/helper $(SOURCES)
+agent: helper/dist/helper $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
 # The program that goes into a run: static, no libc, embedded in agent.
@@ -38,12 +40,12 @@ bin/awsstub: $(filter test/awsstub/%,$(SOURCES))
 # A test that was skipped has not passed.
 .PHONY: test
 test: deps agent bin/awsstub
-	test/run.sh
+	test/run.sh $(TAGS)
 
 .PHONY: bench
 bench: agent
 	test/install.sh $(BENCH_PACKAGES)
-	go test -p 1 -run '^$$' -bench . -benchtime 20x ./...
+	go test -tags $(TAGS) -p 1 -run '^$$' -bench . -benchtime 20x ./...
 
 .PHONY: generate
 generate:
@@ -51,12 +53,16 @@ generate:
 	go generate ./bpf
 
 .PHONY: lint
-lint: bin/golangci-lint-$(GOLANGCI_LINT)
-	$< run ./...
+lint: bin/golangci-lint-$(GOLANGCI_LINT) | build-deps
+	$< run --build-tags $(TAGS) ./...
 
 bin/golangci-lint-$(GOLANGCI_LINT):
 	GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
 	mv bin/golangci-lint $@
+
+.PHONY: build-deps
+build-deps:
+	test/install.sh $(BUILD_PACKAGES)
 
 .PHONY: deps
 deps:
