@@ -270,4 +270,9 @@ func TestTerminalSuspend(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.expect(t, "got typed")
+	// It takes its container with it.
+	a.stdin.Close()
+	if err := a.Wait(); err != nil {
+		t.Error(err)
+	}
 }

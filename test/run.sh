@@ -8,4 +8,15 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "the tests make namespaces and load eBPF: run them as root" >&2
 	exit 1
 fi
+traces() {
+	find /sys/fs/cgroup -maxdepth 2 -name 'agentops-*'
+	grep agentops /proc/self/mounts || true
+}
+before=$(traces)
 go test -tags "$1" -p 1 -count=1 -timeout 15m -json ./... | /usr/bin/python3 test/report.py
+
+left=$(diff <(echo "$before") <(traces)) || {
+	echo "the tests have left on the host:" >&2
+	echo "$left" >&2
+	exit 1
+}
