@@ -1,26 +1,18 @@
 package test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
+
+	"agentops/test/awsstub"
 )
 
 // outside is what stands in for the internet: a server on loopback that is every
@@ -36,14 +28,17 @@ func newOutside(t *testing.T) *outside {
 	handler := newSite(t, filepath.Join(dir, "git"))
 	plain := httptest.NewServer(handler)
 	t.Cleanup(plain.Close)
-	ca, leafFor := newUpstreamCA(t)
+	ca, err := awsstub.NewAuthority()
+	if err != nil {
+		t.Fatal(err)
+	}
 	secure := httptest.NewUnstartedServer(handler)
 	secure.EnableHTTP2 = true
 	certificate := func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if hello.ServerName == "" {
-			return leafFor("1.2.3.4") // the one address that the scripts ask for by TLS
+			return ca.Leaf("1.2.3.4") // the one address that the scripts ask for by TLS
 		}
-		return leafFor(hello.ServerName)
+		return ca.Leaf(hello.ServerName)
 	}
 	secure.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		return &tls.Config{GetCertificate: certificate, NextProtos: []string{"h2", "http/1.1"}}, nil
@@ -55,7 +50,7 @@ func newOutside(t *testing.T) *outside {
 		plain: plain.Listener.Addr().String(),
 		ca:    filepath.Join(dir, "upstream-ca.pem"),
 	}
-	if err := os.WriteFile(o.ca, ca, 0o600); err != nil {
+	if err := os.WriteFile(o.ca, ca.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return o
@@ -84,34 +79,4 @@ git add file && git -c user.name=a -c user.email=a@b commit -q -m first && git c
 		t.Fatalf("make a repository: %v\n%s", err, out)
 	}
 	return mux
-}
-
-// newUpstreamCA makes an authority and a function that signs for any name.
-func newUpstreamCA(t *testing.T) ([]byte, func(string) (*tls.Certificate, error)) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Upstream CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leafFor := func(name string) (*tls.Certificate, error) {
-		leaf := &x509.Certificate{
-			SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name},
-			NotBefore: template.NotBefore, NotAfter: template.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		}
-		if isAddress := strings.Trim(name, "0123456789.") == ""; isAddress {
-			leaf.DNSNames, leaf.IPAddresses = nil, []net.IP{net.ParseIP(name)}
-		}
-		der, err := x509.CreateCertificate(rand.Reader, leaf, template, key.Public(), key)
-		return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), leafFor
 }

@@ -53,7 +53,7 @@ type Failure struct {
 // Stub is a running stand-in.
 type Stub struct {
 	config Config
-	ca     *authority
+	ca     *Authority
 	secure net.Listener
 	plain  net.Listener
 	server *http.Server
@@ -72,7 +72,7 @@ type Stub struct {
 func New(config Config) (*Stub, error) {
 	s := &Stub{config: config, sessions: make(map[string]session), changed: make(chan struct{})}
 	var err error
-	if s.ca, err = newAuthority(); err != nil {
+	if s.ca, err = NewAuthority(); err != nil {
 		return nil, err
 	}
 	if s.config.Buckets == nil {
@@ -88,7 +88,10 @@ func New(config Config) (*Stub, error) {
 		Handler:           http.HandlerFunc(s.dispatch),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          log.New(io.Discard, "", 0), // clients that break off
-		TLSConfig:         &tls.Config{GetCertificate: s.ca.leafFor, NextProtos: []string{"h2", "http/1.1"}},
+		TLSConfig: &tls.Config{
+			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.ca.Leaf(hello.ServerName) },
+			NextProtos:     []string{"h2", "http/1.1"},
+		},
 	}
 	s.done.Go(func() { _ = s.server.Serve(s.plain) }) // both end with Close
 	s.done.Go(func() { _ = s.server.ServeTLS(s.secure, "", "") })
@@ -109,7 +112,7 @@ func (s *Stub) URL() string { return "http://" + s.plain.Addr().String() }
 func (s *Stub) TLSAddr() string { return s.secure.Addr().String() }
 
 // CA is the authority of its certificates, PEM.
-func (s *Stub) CA() []byte { return s.ca.pem }
+func (s *Stub) CA() []byte { return s.ca.PEM() }
 
 // Fail orders the answers to the next calls of AssumeRole, in addition to those
 // that are ordered already.
