@@ -62,6 +62,7 @@ type KernelCounts struct {
 	TCPRedirected uint64 `json:"tcp_redirected"`
 	DNSRedirected uint64 `json:"dns_redirected"`
 	UDPRefused    uint64 `json:"udp_refused"`
+	RefusedLost   uint64 `json:"refused_lost,omitempty"` // of udp_refused, those without a refused event
 }
 
 // FlowOpen says that a connection was accepted from the run, before its first

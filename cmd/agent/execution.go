@@ -292,7 +292,7 @@ func (r *execution) finish(exit audit.RunExit) error {
 	r.serving.Wait()
 	counts, err := r.boundary.counts()
 	errs = append(errs, err)
-	exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused}
+	exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused, RefusedLost: counts.Lost}
 	failed := r.journal.Err() // has ended the run and is told by it
 	seal, err := r.journal.Seal(exit)
 	switch {
