@@ -94,7 +94,7 @@ func (e *env) examine() []finding {
 			return inFile("/proc/filesystems", "\toverlay\n", "the kernel does not know overlayfs")
 		}),
 		check("helper", "a binary built by make", "make", func() error { _, err := helper.Binary(); return err }),
-		check("state folder", "a folder that can be written, not on overlayfs", "set AGENTOPS_STATE_DIR", func() error { return usableFolder(e.stateDir()) }),
+		check("state folder", "a folder that can be written", "set AGENTOPS_STATE_DIR", func() error { return writable(e.stateDir()) }),
 		check("run folder", "a folder that can be written", "set AGENTOPS_RUN_DIR", func() error { return writable(e.runDir()) }),
 		check("trusted roots", "a CA bundle of the system", "apt-get install ca-certificates", systemBundle),
 	}
@@ -157,20 +157,6 @@ func writable(path string) error {
 		return fmt.Errorf("%s: %w", folder, err)
 	}
 	return nil
-}
-
-// usableFolder checks that a run's changes can be kept in a folder: the upper
-// layer of an overlay may not be on another.
-func usableFolder(path string) error {
-	folder := nearestFolder(path)
-	var st unix.Statfs_t
-	if err := unix.Statfs(folder, &st); err != nil {
-		return fmt.Errorf("%s: %w", folder, err)
-	}
-	if st.Type == unix.OVERLAYFS_SUPER_MAGIC {
-		return fmt.Errorf("%s is on overlayfs, which cannot hold the upper layer of another", folder)
-	}
-	return writable(path)
 }
 
 func systemBundle() error {
