@@ -58,8 +58,27 @@ func (e *env) folder(variable, standard string) string {
 func (e *env) logger() *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(e.stderr)
-	log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true})
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
 	return log
+}
+
+// errorsTo prints what is logged as an error to a stream beside the log.
+type errorsTo struct{ w io.Writer }
+
+// Levels implements logrus.Hook.
+func (errorsTo) Levels() []logrus.Level { return []logrus.Level{logrus.ErrorLevel} }
+
+// Fire implements logrus.Hook.
+func (h errorsTo) Fire(entry *logrus.Entry) error {
+	cause := ""
+	if err, ok := entry.Data[logrus.ErrorKey]; ok {
+		cause = fmt.Sprintf(": %v", err)
+	}
+	_, err := fmt.Fprintf(h.w, "agent: error: %s%s\n", entry.Message, cause)
+	if hint, ok := entry.Data["hint"]; ok {
+		fmt.Fprintf(h.w, "agent: hint: %s\n", hint)
+	}
+	return err
 }
 
 // The exit codes of agent itself; any other is the command's.

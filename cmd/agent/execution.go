@@ -36,6 +36,7 @@ type execution struct {
 	boundary    *boundary
 	credentials *credentials
 	folder      string
+	logFile     *os.File
 	journal     *audit.Journal
 	authority   *authority.Authority
 	container   *runtime.Container
@@ -103,6 +104,9 @@ func (r *execution) begin() (err error) {
 	}
 	r.journal, err = audit.Create(filepath.Join(r.folder, journalName), r.spec.id)
 	if err == nil {
+		err = r.openLog()
+	}
+	if err == nil {
 		err = r.journal.Append(r.spec.recorded)
 	}
 	if err == nil {
@@ -112,6 +116,18 @@ func (r *execution) begin() (err error) {
 		_ = os.RemoveAll(r.folder)
 		return stateError(err)
 	}
+	return nil
+}
+
+// openLog turns the run's log to a file: stderr is the command's from now on, and
+// takes only errors.
+func (r *execution) openLog() (err error) {
+	r.logFile, err = os.OpenFile(filepath.Join(r.folder, logName), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	r.log.SetOutput(r.logFile)
+	r.log.AddHook(errorsTo{r.env.stderr})
 	return nil
 }
 
@@ -317,6 +333,10 @@ func (r *execution) end() error {
 	}
 	if r.claim != nil {
 		errs = append(errs, r.claim.Release())
+	}
+	if r.logFile != nil {
+		r.log.SetOutput(r.env.stderr)
+		errs = append(errs, r.logFile.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -13,11 +13,13 @@ import (
 	"agentops/audit"
 )
 
-// A run's folder, below runs in the state folder, holds its evidence.
+// A run's folder, below runs in the state folder, holds its evidence, and what
+// agent had to say of it.
 const (
 	runsFolder  = "runs"
 	journalName = "journal.jsonl"
 	sealName    = "seal.json"
+	logName     = "run.log"
 )
 
 func (e *env) runFolder(id string) string { return filepath.Join(e.stateDir(), runsFolder, id) }
