@@ -59,6 +59,8 @@ type Totals struct {
 // KernelCounts are the redirect program's own counters: what the kernel saw,
 // whatever the proxy made of it.
 type KernelCounts struct {
+	// One for each connection, and one more for each segment that finds its
+	// connection gone: an upper bound of Totals.Flows.
 	TCPRedirected uint64 `json:"tcp_redirected"`
 	DNSRedirected uint64 `json:"dns_redirected"`
 	UDPRefused    uint64 `json:"udp_refused"`

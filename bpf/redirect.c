@@ -43,7 +43,8 @@ struct {
 
 // Indexes of counts.
 enum {
-	COUNT_TCP,     // connections given to the proxy
+	COUNT_TCP,     // segments given to the proxy's listener: those that open a
+		       // connection, and late ones of connections that are gone
 	COUNT_DNS,     // datagrams given to the resolver
 	COUNT_REFUSED, // datagrams refused
 	COUNT_LOST,    // refusals for which refusals had no room

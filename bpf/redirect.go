@@ -118,7 +118,7 @@ func insertSocket(sockets *ebpf.Map, index uint32, conn syscall.Conn) error {
 
 // Counts are the program's counters since it was attached.
 type Counts struct {
-	TCP     uint64 // connections given to the TCP listeners
+	TCP     uint64 // segments given to the TCP listeners: openings of connections, and late ones
 	DNS     uint64 // datagrams given to the DNS sockets
 	Refused uint64 // datagrams refused
 	Lost    uint64 // refused datagrams that no Refusal tells of, for want of room
