@@ -40,6 +40,22 @@ var bundlePaths = []string{
 	"/usr/local/ssl/cert.pem",                           // OpenSSL built from source
 }
 
+// SystemBundle reads the bundle of the CAs that this host trusts; nil where there
+// is none.
+func SystemBundle() ([]byte, error) {
+	for _, path := range bundlePaths {
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the host's trusted CAs: %w", err)
+		}
+		return content, nil
+	}
+	return nil, nil
+}
+
 // view is the tree that a run sees, put together on the container's thread.
 type view struct {
 	base  string // the folder on disk that holds all of it

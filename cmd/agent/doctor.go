@@ -12,6 +12,7 @@ import (
 	"agentops/bpf"
 	"agentops/helper"
 	"agentops/netns"
+	"agentops/runtime"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -96,7 +97,7 @@ func (e *env) examine() []finding {
 		check("helper", "a binary built by make", "make", func() error { _, err := helper.Binary(); return err }),
 		check("state folder", "a folder that can be written", "set AGENTOPS_STATE_DIR", func() error { return writable(e.stateDir()) }),
 		check("run folder", "a folder that can be written", "set AGENTOPS_RUN_DIR", func() error { return writable(e.runDir()) }),
-		check("trusted roots", "a CA bundle of the system", "apt-get install ca-certificates", systemBundle),
+		check("trusted roots", "a CA bundle of the system", "apt-get install ca-certificates", trustedRoots),
 	}
 	ipv6 := check("IPv6", "IPv6 in the kernel, for IPv6 within runs", "", func() error {
 		_, err := os.Stat("/proc/sys/net/ipv6")
@@ -159,11 +160,10 @@ func writable(path string) error {
 	return nil
 }
 
-func systemBundle() error {
-	for _, path := range bundlePaths {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		}
+func trustedRoots() error {
+	bundle, err := runtime.SystemBundle()
+	if err == nil && bundle == nil {
+		err = errors.New("none of the usual files is there")
 	}
-	return errors.New("none of the usual files is there")
+	return err
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -229,32 +228,15 @@ func (s *runSpec) resolveNetwork(n networkSettings) (err error) {
 	return nil
 }
 
-// bundlePaths are where distributions keep the roots that a system trusts.
-var bundlePaths = []string{
-	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Arch
-	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // RHEL
-	"/etc/ssl/ca-bundle.pem",                            // SUSE
-	"/etc/pki/tls/certs/ca-bundle.crt",                  // older RHEL
-	"/etc/ssl/cert.pem",                                 // Alpine
-}
-
 // resolveTrust reads the roots that upstreams are verified against, and those that
 // the run sees.
 func (s *runSpec) resolveTrust(upstreamCA string) error {
-	for _, path := range bundlePaths {
-		content, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read the system's trusted roots: %w", err)
-		}
-		s.bundle = content
-		break
+	var err error
+	if s.bundle, err = runtime.SystemBundle(); err != nil {
+		return err
 	}
 	var further []byte
 	if upstreamCA != "" {
-		var err error
 		if further, err = os.ReadFile(upstreamCA); err != nil {
 			return fmt.Errorf("read --upstream-ca: %w", err)
 		}
