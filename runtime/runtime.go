@@ -114,6 +114,9 @@ func (cfg *Config) check() error {
 	if len(cfg.Helper) == 0 {
 		return errors.New("no helper was given")
 	}
+	if !hasSeccomp {
+		return errors.New("this agent was built without seccomp (run make)")
+	}
 	for name, path := range map[string]string{
 		"run folder": cfg.Folder, "live folder": cfg.Live, "network namespace": cfg.Network, "workspace": cfg.Workspace,
 	} {
