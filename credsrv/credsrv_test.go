@@ -168,6 +168,21 @@ func TestAHundredClientsShareOneRefresh(t *testing.T) {
 	}
 }
 
+// A client that looked before a refresh and asks after it needs no other.
+func TestALateClientTakesWhatIsThere(t *testing.T) {
+	stub := newStub(t, hostUser)
+	s, _ := newSource(t)
+	seen := s.held()
+	for range 2 {
+		if err := s.refresh(t.Context(), seen); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if calls := stub.AssumeRoleCalls(); calls != 2 {
+		t.Errorf("%d calls of AssumeRole, want 2", calls)
+	}
+}
+
 func TestOldCredentialsAreServedWhileSTSFails(t *testing.T) {
 	stub := newStub(t, hostUser)
 	s, rec := newSource(t)
@@ -175,7 +190,7 @@ func TestOldCredentialsAreServedWhileSTSFails(t *testing.T) {
 	for range assumeAttempts {
 		stub.Fail(awsstub.Failure{Code: "Throttling", Message: "slow down"})
 	}
-	if err := s.refresh(t.Context()); err == nil {
+	if err := s.refresh(t.Context(), s.held()); err == nil {
 		t.Fatal("a throttled refresh succeeded")
 	}
 	if event, ok := rec.last().(audit.CredentialRefresh); !ok || !strings.Contains(event.Error, "Throttling") {

@@ -51,7 +51,7 @@ type Source struct {
 // the recorder's.
 func NewSource(ctx context.Context, config SourceConfig) (*Source, error) {
 	s := &Source{config: config, session: "agentops-" + config.Run}
-	if err := s.refresh(ctx); err != nil {
+	if err := s.refresh(ctx, nil); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -60,10 +60,13 @@ func NewSource(ctx context.Context, config SourceConfig) (*Source, error) {
 // Name is the grant's.
 func (s *Source) Name() string { return s.config.Grant.Name }
 
-// refresh assumes the role, once for all who ask at the same time, and records
-// how it went.
-func (s *Source) refresh(ctx context.Context) error {
+// refresh assumes the role in place of the credentials that the caller has seen,
+// once for all who have seen the same, and records how it went.
+func (s *Source) refresh(ctx context.Context, seen *Credentials) error {
 	_, err, _ := s.flight.Do("", func() (any, error) {
+		if s.held() != seen {
+			return nil, nil // done between the caller's look and now
+		}
 		began := time.Now()
 		credentials, _, err := assume(ctx, s.config.Grant, s.session)
 		event := audit.CredentialRefresh{
@@ -94,11 +97,11 @@ func (s *Source) refresh(ctx context.Context) error {
 func (s *Source) Refresh(ctx context.Context) {
 	retry := firstRetry
 	for {
-		at := s.held().renewAt(rand.Float64())
-		if !waitUntil(ctx, at) {
+		current := s.held()
+		if !waitUntil(ctx, current.renewAt(rand.Float64())) {
 			return
 		}
-		err := s.refresh(ctx)
+		err := s.refresh(ctx, current)
 		if err == nil {
 			retry = firstRetry
 			continue
@@ -120,12 +123,13 @@ func (s *Source) Refresh(ctx context.Context) {
 // Credentials returns valid ones: those at hand, else those of a refresh that
 // the caller waits for.
 func (s *Source) Credentials(ctx context.Context) (*Credentials, error) {
-	if current := s.held(); current.valid(time.Now()) {
-		return current, nil
+	seen := s.held()
+	if seen.valid(time.Now()) {
+		return seen, nil
 	}
 	done := make(chan error, 1)
 	// It goes on when this client has given up: others wait for it too.
-	go func() { done <- s.refresh(context.WithoutCancel(ctx)) }()
+	go func() { done <- s.refresh(context.WithoutCancel(ctx), seen) }()
 	timer := time.NewTimer(clientWait)
 	defer timer.Stop()
 	select {
