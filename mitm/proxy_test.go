@@ -334,11 +334,11 @@ func TestRequestsPassUnchanged(t *testing.T) {
 		if _, err := http.ReadRequest(reader); err != nil {
 			t.Error(err)
 		}
-		io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<a/>")
 	})
 	b := newBench(t, benchConfig{pins: []string{"*=" + raw.Addr().String()}})
 	conn := b.dial("www.example.com:80")
-	request := "GET /a%2Fb/%7Ec/../d//e'(x)?b=2&a=%20;&c HTTP/1.1\r\nHost: WWW.example.com\r\nX-Forwarded-For: 10.0.0.1\r\nAccept: */*\r\n\r\n"
+	request := "GET /a%2Fb/%7Ec/../d//e'(x)|^[]?b=2&a=%20;&c HTTP/1.1\r\nHost: WWW.example.com\r\nX-Forwarded-For: 10.0.0.1\r\nAccept: */*\r\n\r\n"
 	io.WriteString(conn, request)
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {

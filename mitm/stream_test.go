@@ -59,6 +59,44 @@ func TestBodiesStreamBothWays(t *testing.T) {
 	}
 }
 
+// A response of a known length arrives as it is sent, too.
+func TestResponsesOfKnownLengthStream(t *testing.T) {
+	more := make(chan struct{})
+	b := newBench(t, benchConfig{upstream: upstream(t, true, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "8")
+		io.WriteString(w, "some")
+		http.NewResponseController(w).Flush()
+		<-more
+		io.WriteString(w, "more")
+	})})
+	res, err := b.client("h1").Get("https://www.example.com/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if _, err := io.ReadFull(res.Body, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	close(more)
+	if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "more" {
+		t.Errorf("the rest is %q, %v", rest, err)
+	}
+}
+
+// A synthetic address that no name was given is nobody's, whatever is pinned.
+func TestAnAddressOfNoNameIsRefused(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: plain(t, func(http.ResponseWriter, *http.Request) { t.Error("the upstream was reached") })})
+	conn := b.dial("198.18.77.77:80")
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problem := problemOf(t, res); res.StatusCode != http.StatusForbidden || problem["reason"] != "address" {
+		t.Errorf("%d %v", res.StatusCode, problem)
+	}
+}
+
 func TestUpgrade(t *testing.T) {
 	b := newBench(t, benchConfig{upstream: upstream(t, true, func(w http.ResponseWriter, r *http.Request) {
 		conn, buffered, err := http.NewResponseController(w).Hijack()
