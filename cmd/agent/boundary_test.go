@@ -1,0 +1,34 @@
+package main
+
+import (
+	"os"
+	"testing"
+)
+
+// The proof must fail where there is no redirect, and attach must have made it.
+func TestAttachProvesTheRedirect(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	b, err := newBoundary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := b.probe(); err == nil {
+		t.Error("the proof holds without a redirect")
+	}
+	if err := b.attach(); err != nil {
+		t.Fatal(err)
+	}
+	if n := uint64(len(b.proxy)); b.probed.TCP != n || b.probed.DNS != n {
+		t.Errorf("attach has proven %+v, want %d of each", b.probed, n)
+	}
+	if counts, err := b.counts(); err != nil || counts.TCP != 0 || counts.DNS != 0 {
+		t.Errorf("the run's counts are %+v, %v before it began", counts, err)
+	}
+}
