@@ -22,13 +22,14 @@ const (
 // session is what AssumeRole gave.
 type session struct {
 	secret, token string
-	arn           string // of the session
+	who           identity
 	expiration    time.Time
 }
 
 // identity is who signed a request.
 type identity struct {
 	arn     string
+	userID  string
 	chained bool // itself a session of a role
 }
 
@@ -55,7 +56,7 @@ func (s *Stub) authenticate(r *http.Request, service string) (identity, []byte, 
 	if refusal != nil {
 		return identity{}, nil, refusal
 	}
-	if skew := time.Since(at); skew > maxSkew || skew < -maxSkew {
+	if skew := s.config.Now().Sub(at); skew > maxSkew || skew < -maxSkew {
 		return identity{}, nil, &apiError{http.StatusForbidden, "SignatureDoesNotMatch", "the clock is off by " + skew.String()}
 	}
 	hash := r.Header.Get("X-Amz-Content-Sha256")
@@ -87,21 +88,23 @@ func (s *Stub) authenticate(r *http.Request, service string) (identity, []byte, 
 
 // credentials finds the secret of an access key.
 func (s *Stub) credentials(id, token string) (identity, aws.Credentials, *apiError) {
+	var found session
+	ok := false
 	if i := slices.IndexFunc(s.config.Users, func(u User) bool { return u.AccessKeyID == id }); i >= 0 {
 		user := s.config.Users[i]
-		return identity{user.ARN, strings.Contains(user.ARN, ":assumed-role/")},
-			aws.Credentials{AccessKeyID: id, SecretAccessKey: user.SecretAccessKey}, nil
+		found, ok = session{secret: user.SecretAccessKey, token: user.SessionToken, who: user.identity()}, true
+	} else {
+		s.mu.Lock()
+		found, ok = s.sessions[id]
+		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	found, ok := s.sessions[id]
-	s.mu.Unlock()
-	if !ok || token != found.token {
+	switch {
+	case !ok || token != found.token:
 		return identity{}, aws.Credentials{}, &apiError{http.StatusForbidden, "InvalidClientTokenId", "The security token included in the request is invalid."}
-	}
-	if !time.Now().Before(found.expiration) {
+	case !found.expiration.IsZero() && !s.config.Now().Before(found.expiration):
 		return identity{}, aws.Credentials{}, &apiError{http.StatusForbidden, "ExpiredToken", "The security token included in the request is expired"}
 	}
-	return identity{found.arn, true}, aws.Credentials{AccessKeyID: id, SecretAccessKey: found.secret, SessionToken: token}, nil
+	return found.who, aws.Credentials{AccessKeyID: id, SecretAccessKey: found.secret, SessionToken: token}, nil
 }
 
 // authorization reads "AWS4-HMAC-SHA256 Credential=..., SignedHeaders=..., ...".

@@ -1,11 +1,13 @@
 package awsstub
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/xml"
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,7 +50,7 @@ func (s *Stub) sts(w http.ResponseWriter, r *http.Request) {
 		case err != nil:
 			refusal = &apiError{http.StatusBadRequest, "MalformedQueryString", err.Error()}
 		case action == "GetCallerIdentity":
-			writeXML(w, http.StatusOK, callerIdentityResponse{ARN: who.arn, UserID: "AIDASTANDIN", Account: strings.Split(who.arn, ":")[4], RequestID: rand.Text()})
+			writeXML(w, http.StatusOK, callerIdentityResponse{ARN: who.arn, UserID: who.userID, Account: strings.Split(who.arn, ":")[4], RequestID: rand.Text()})
 			return
 		case action == "AssumeRole":
 			var response *assumeRoleResponse
@@ -60,75 +62,98 @@ func (s *Stub) sts(w http.ResponseWriter, r *http.Request) {
 			refusal = &apiError{http.StatusBadRequest, "InvalidAction", "there is no action " + action}
 		}
 	}
-	writeXML(w, refusal.status, stsError{Type: "Sender", Code: refusal.code, Message: refusal.message, RequestID: rand.Text()})
+	fault := "Sender"
+	if refusal.status >= http.StatusInternalServerError {
+		fault = "Receiver"
+	}
+	writeXML(w, refusal.status, stsError{Type: fault, Code: refusal.code, Message: refusal.message, RequestID: rand.Text()})
 }
+
+var sessionName = regexp.MustCompile(`^[\w+=,.@-]*$`)
 
 func (s *Stub) assumeRole(r *http.Request, who identity, form url.Values) (*assumeRoleResponse, *apiError) {
 	failure, end := s.begin()
 	defer end()
-	if failure.Block != nil {
-		select {
-		case <-failure.Block:
-		case <-r.Context().Done():
-		}
+	failure.wait(r.Context())
+	if refusal := failure.refusal(); refusal != nil {
+		return nil, refusal
 	}
-	if failure.Code != "" {
-		return nil, &apiError{max(failure.Status, http.StatusBadRequest), failure.Code, failure.Message}
-	}
-	arn := form.Get("RoleArn")
-	i := slices.IndexFunc(s.config.Roles, func(role Role) bool { return role.ARN == arn })
-	if i < 0 || s.config.Roles[i].ExternalID != "" && s.config.Roles[i].ExternalID != form.Get("ExternalId") {
-		return nil, &apiError{http.StatusForbidden, "AccessDenied", fmt.Sprintf("User: %s is not authorized to perform: sts:AssumeRole on resource: %s", who.arn, arn)}
-	}
-	lifetime, refusal := duration(form, s.config.Roles[i], who)
+	asked, refusal := check(form)
 	if refusal != nil {
 		return nil, refusal
 	}
+	role, name := form.Get("RoleArn"), form.Get("RoleSessionName")
+	i := slices.IndexFunc(s.config.Roles, func(known Role) bool { return known.ARN == role })
+	if i < 0 || !s.config.Roles[i].trusts(who, form.Get("ExternalId")) {
+		return nil, &apiError{http.StatusForbidden, "AccessDenied", fmt.Sprintf("User: %s is not authorized to perform: sts:AssumeRole on resource: %s", who.arn, role)}
+	}
+	switch most := cmp.Or(s.config.Roles[i].MaxDuration, time.Hour); {
+	case who.chained && asked > time.Hour:
+		return nil, invalid("The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining.")
+	case asked > most:
+		return nil, invalid("The requested DurationSeconds exceeds the MaxSessionDuration set for this role.")
+	}
+	expiration := s.config.Now().Add(asked).Truncate(time.Second) // as STS
 	if s.config.Lifetime > 0 {
-		lifetime = s.config.Lifetime
+		expiration = s.config.Now().Add(s.config.Lifetime)
 	}
-	name := form.Get("RoleSessionName")
-	if len(name) < 2 || len(name) > 64 {
-		return nil, &apiError{http.StatusBadRequest, "ValidationError", "the session's name has 2 to 64 characters"}
-	}
-	parts := strings.Split(arn, ":")
-	role := parts[5][strings.LastIndexByte(parts[5], '/')+1:]
+	parts := strings.Split(role, ":")
 	id := "ASIA" + rand.Text()[:16]
 	granted := session{
-		secret:     rand.Text() + rand.Text()[:14],
-		token:      "FwoG" + rand.Text() + rand.Text(),
-		arn:        fmt.Sprintf("arn:%s:sts::%s:assumed-role/%s/%s", parts[1], parts[4], role, name),
-		expiration: time.Now().Add(lifetime),
+		secret: rand.Text() + rand.Text()[:14],
+		token:  "FwoG" + rand.Text() + rand.Text(),
+		who: identity{
+			arn:     fmt.Sprintf("arn:%s:sts::%s:assumed-role/%s/%s", parts[1], parts[4], role[strings.LastIndexByte(role, '/')+1:], name),
+			userID:  "AROASTANDIN:" + name,
+			chained: true,
+		},
+		expiration: expiration,
 	}
 	s.mu.Lock()
 	s.sessions[id] = granted
 	s.mu.Unlock()
 	return &assumeRoleResponse{
-		AccessKeyID: id, Secret: granted.secret, Token: granted.token, ARN: granted.arn,
-		Expiration: granted.expiration.UTC().Format(time.RFC3339Nano), RoleID: "AROASTANDIN:" + name, RequestID: rand.Text(),
+		AccessKeyID: id, Secret: granted.secret, Token: granted.token, ARN: granted.who.arn,
+		Expiration: expiration.UTC().Format(time.RFC3339Nano), RoleID: granted.who.userID, RequestID: rand.Text(),
 	}, nil
 }
 
-// duration checks DurationSeconds as STS does.
-func duration(form url.Values, role Role, who identity) (time.Duration, *apiError) {
+// trusts is what the role's trust policy says.
+func (r Role) trusts(who identity, externalID string) bool {
+	return (r.ExternalID == "" || r.ExternalID == externalID) && (len(r.TrustedBy) == 0 || slices.Contains(r.TrustedBy, who.arn))
+}
+
+// check looks at the parameters as STS does before it looks at the role, and
+// returns DurationSeconds.
+func check(form url.Values) (time.Duration, *apiError) {
+	constraint := func(name, says string) *apiError {
+		return invalid(fmt.Sprintf("1 validation error detected: Value '%s' at '%s' failed to satisfy constraint: Member must %s", form.Get(name), strings.ToLower(name[:1])+name[1:], says))
+	}
 	text := form.Get("DurationSeconds")
 	if text == "" {
-		return time.Hour, nil
+		text = "3600"
 	}
 	seconds, err := strconv.Atoi(text)
-	asked, most := time.Duration(seconds)*time.Second, role.MaxDuration
-	if most == 0 {
-		most = time.Hour
-	}
+	name := form.Get("RoleSessionName")
 	switch {
-	case err != nil || asked < 15*time.Minute:
-		return 0, &apiError{http.StatusBadRequest, "ValidationError", "DurationSeconds must have value greater than or equal to 900"}
-	case who.chained && asked > time.Hour:
-		return 0, &apiError{http.StatusBadRequest, "ValidationError", "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining."}
-	case asked > most:
-		return 0, &apiError{http.StatusBadRequest, "ValidationError", "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."}
+	case len(form.Get("RoleArn")) < 20:
+		return 0, constraint("RoleArn", "have length greater than or equal to 20")
+	case len(name) < 2:
+		return 0, constraint("RoleSessionName", "have length greater than or equal to 2")
+	case len(name) > 64:
+		return 0, constraint("RoleSessionName", "have length less than or equal to 64")
+	case !sessionName.MatchString(name):
+		return 0, constraint("RoleSessionName", `satisfy regular expression pattern: [\w+=,.@-]*`)
+	case err != nil || seconds < 900:
+		return 0, constraint("DurationSeconds", "have value greater than or equal to 900")
+	case seconds > 43200:
+		return 0, constraint("DurationSeconds", "have value less than or equal to 43200")
 	}
-	return asked, nil
+	return time.Duration(seconds) * time.Second, nil
+}
+
+func invalid(message string) *apiError {
+	return &apiError{http.StatusBadRequest, "ValidationError", message}
 }
 
 func writeXML(w http.ResponseWriter, status int, document any) {

@@ -17,39 +17,6 @@ import (
 	"time"
 )
 
-// User is an identity that AWS knows: the host's.
-type User struct {
-	AccessKeyID     string
-	SecretAccessKey string
-	// ARN is "arn:aws:iam::ACCOUNT:user/NAME"; that of a session of a role
-	// makes AssumeRole a role chaining.
-	ARN string
-}
-
-// Role is what can be assumed.
-type Role struct {
-	ARN         string
-	ExternalID  string        // that callers must send; empty: none is asked for
-	MaxDuration time.Duration // of sessions; 0: an hour
-}
-
-// Config configures a Stub.
-type Config struct {
-	Users []User
-	Roles []Role
-	// Lifetime is that of sessions, whatever they ask for; 0: as they ask.
-	Lifetime time.Duration
-	Buckets  map[string]map[string][]byte // objects by bucket and key
-}
-
-// Failure is an answer to order for one call of AssumeRole.
-type Failure struct {
-	Code    string // of STS; empty: the call goes on after Block
-	Status  int    // of HTTP; 0: 400
-	Message string
-	Block   <-chan struct{} // nil, or the call waits until it is closed
-}
-
 // Stub is a running stand-in.
 type Stub struct {
 	config Config
@@ -70,13 +37,13 @@ type Stub struct {
 
 // New starts a stand-in on free ports of 127.0.0.1.
 func New(config Config) (*Stub, error) {
-	s := &Stub{config: config, sessions: make(map[string]session), changed: make(chan struct{})}
-	var err error
-	if s.ca, err = NewAuthority(); err != nil {
+	config, err := config.ready()
+	if err != nil {
 		return nil, err
 	}
-	if s.config.Buckets == nil {
-		s.config.Buckets = make(map[string]map[string][]byte)
+	s := &Stub{config: config, sessions: make(map[string]session), changed: make(chan struct{})}
+	if s.ca, err = NewAuthority(); err != nil {
+		return nil, err
 	}
 	if s.plain, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, err
@@ -129,8 +96,12 @@ func (s *Stub) AssumeRoleCalls() int {
 	return s.calls
 }
 
-// MostAtOnce is how many calls of AssumeRole went on at the same time.
-func (s *Stub) MostAtOnce() int {
+// MostAtOnce is MaxConcurrentAssumeRole by its earlier name.
+func (s *Stub) MostAtOnce() int { return s.MaxConcurrentAssumeRole() }
+
+// MaxConcurrentAssumeRole is how many calls of AssumeRole went on at the same
+// time, at most.
+func (s *Stub) MaxConcurrentAssumeRole() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.most
