@@ -44,7 +44,13 @@ type stsError struct {
 // sts answers the query protocol.
 func (s *Stub) sts(w http.ResponseWriter, r *http.Request) {
 	who, body, refusal := s.authenticate(r, "sts")
+	if refusal != nil && refusal.code == "RequestTimeTooSkewed" {
+		refusal.code = "SignatureDoesNotMatch" // as STS has it
+	}
 	if refusal == nil {
+		if r.Method == http.MethodGet { // the presigned
+			body = []byte(r.URL.RawQuery)
+		}
 		form, err := url.ParseQuery(string(body))
 		switch action := form.Get("Action"); {
 		case err != nil:

@@ -12,7 +12,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 )
@@ -56,13 +55,22 @@ func New(config Config) (*Stub, error) {
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          log.New(io.Discard, "", 0), // clients that break off
 		TLSConfig: &tls.Config{
-			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.ca.Leaf(hello.ServerName) },
+			GetCertificate: s.leaf,
 			NextProtos:     []string{"h2", "http/1.1"},
 		},
 	}
 	s.done.Go(func() { _ = s.server.Serve(s.plain) }) // both end with Close
 	s.done.Go(func() { _ = s.server.ServeTLS(s.secure, "", "") })
 	return s, nil
+}
+
+// leaf signs for the name that a client asks for, or else for the address it came to.
+func (s *Stub) leaf(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	host := hello.ServerName
+	if host == "" {
+		host = s.secure.Addr().(*net.TCPAddr).IP.String()
+	}
+	return s.ca.Leaf(host)
 }
 
 // Close ends the stand-in.
@@ -140,28 +148,5 @@ func (s *Stub) begin() (failure Failure, end func()) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.waiting--
-	}
-}
-
-// dispatch finds the service that a request is for: by its host, or, where that
-// is an address, by the scope of its signature.
-func (s *Stub) dispatch(w http.ResponseWriter, r *http.Request) {
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	_, scope, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=")
-	scope, _, _ = strings.Cut(scope, ",")
-	switch byAddress := net.ParseIP(host) != nil; {
-	case strings.HasPrefix(host, "sts.") || byAddress && strings.Contains(scope, "/sts/"):
-		s.sts(w, r)
-	case strings.HasPrefix(host, "s3.") || byAddress && strings.Contains(scope, "/s3/"):
-		s.s3(w, r, strings.TrimPrefix(r.URL.Path, "/"))
-	case strings.Contains(host, ".s3."):
-		bucket, _, _ := strings.Cut(host, ".s3.")
-		s.s3(w, r, bucket+r.URL.Path)
-	default:
-		n, _ := io.Copy(io.Discard, r.Body)
-		fmt.Fprintf(w, "Hello from %s: %s %s, %d bytes, by %s\n", r.Host, r.Method, r.URL.Path, n, r.Proto)
 	}
 }
