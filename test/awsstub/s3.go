@@ -1,14 +1,15 @@
 package awsstub
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/md5"
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/xml"
-	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,9 +17,14 @@ import (
 )
 
 type s3Error struct {
-	XMLName xml.Name `xml:"Error"`
-	Code    string
-	Message string
+	XMLName    xml.Name `xml:"Error"`
+	Code       string
+	Message    string
+	BucketName string `xml:",omitempty"`
+	Key        string `xml:",omitempty"`
+	Resource   string
+	RequestID  string `xml:"RequestId"`
+	HostID     string `xml:"HostId"`
 }
 
 type listBucketsResult struct {
@@ -33,14 +39,18 @@ type bucketEntry struct {
 }
 
 type listObjectsResult struct {
-	XMLName        xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListBucketResult"`
-	Name           string
-	Prefix         string
-	KeyCount       int
-	MaxKeys        int
-	IsTruncated    bool
-	Contents       []objectEntry
-	CommonPrefixes []commonPrefix
+	XMLName               xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListBucketResult"`
+	Name                  string
+	Prefix                string
+	Delimiter             string `xml:",omitempty"`
+	KeyCount              int
+	MaxKeys               int
+	EncodingType          string `xml:",omitempty"`
+	IsTruncated           bool
+	ContinuationToken     string `xml:",omitempty"`
+	NextContinuationToken string `xml:",omitempty"`
+	Contents              []objectEntry
+	CommonPrefixes        []commonPrefix
 }
 
 type commonPrefix struct{ Prefix string }
@@ -53,113 +63,193 @@ type objectEntry struct {
 	StorageClass string
 }
 
-var created = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+type locationConstraint struct {
+	XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ LocationConstraint"` // empty: us-east-1
+}
+
+var (
+	created  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	noBucket = apiError{http.StatusNotFound, "NoSuchBucket", "The specified bucket does not exist"}
+	noKey    = apiError{http.StatusNotFound, "NoSuchKey", "The specified key does not exist."}
+	noMethod = apiError{http.StatusMethodNotAllowed, "MethodNotAllowed", "The specified method is not allowed against this resource."}
+	noRange  = apiError{http.StatusRequestedRangeNotSatisfiable, "InvalidRange", "The requested range is not satisfiable"}
+)
+
+const s3Time = "2006-01-02T15:04:05.000Z"
 
 // s3 answers for path, BUCKET/KEY.
 func (s *Stub) s3(w http.ResponseWriter, r *http.Request, path string) {
+	id := rand.Text()[:16]
+	w.Header().Set("X-Amz-Request-Id", id)
+	w.Header().Set("X-Amz-Id-2", id)
+	bucket, key, _ := strings.Cut(path, "/")
 	_, body, refusal := s.authenticate(r, "s3")
+	switch {
+	case refusal != nil:
+		refusal = s3Refusal(*refusal)
+	case bucket == "":
+		refusal = s.serveAccount(w, r)
+	case key == "":
+		refusal = s.serveBucket(w, r, bucket)
+	default:
+		refusal = s.serveObject(w, r, bucket, key, body)
+	}
 	if refusal == nil {
-		bucket, key, _ := strings.Cut(path, "/")
-		refusal = s.serveS3(w, r, bucket, key, body)
+		return
 	}
-	if refusal != nil {
-		writeXML(w, refusal.status, s3Error{Code: refusal.code, Message: refusal.message})
+	if r.Method == http.MethodHead { // has no body to say why
+		w.WriteHeader(refusal.status)
+		return
 	}
+	writeXML(w, refusal.status, s3Error{
+		Code: refusal.code, Message: refusal.message, BucketName: bucket, Key: key, Resource: r.URL.Path, RequestID: id, HostID: id,
+	})
 }
 
-func (s *Stub) serveS3(w http.ResponseWriter, r *http.Request, bucket, key string, body []byte) *apiError {
+// s3Refusal says in S3's words what STS would say of a signature.
+func s3Refusal(refusal apiError) *apiError {
+	switch refusal.code {
+	case "InvalidClientTokenId":
+		refusal.code, refusal.message = "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."
+	case "ExpiredToken":
+		refusal.status, refusal.message = http.StatusBadRequest, "The provided token has expired."
+	case "MissingAuthenticationToken":
+		refusal.code, refusal.message = "AccessDenied", "Access Denied"
+	case "RequestTimeTooSkewed":
+		refusal.message = "The difference between the request time and the current time is too large."
+	}
+	return &refusal
+}
+
+// serveAccount answers where no bucket is named.
+func (s *Stub) serveAccount(w http.ResponseWriter, r *http.Request) *apiError {
+	if r.Method != http.MethodGet {
+		return &noMethod
+	}
+	result := listBucketsResult{OwnerID: "stand-in"}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.config.Buckets)) {
+		result.Buckets = append(result.Buckets, bucketEntry{name, created.Format(s3Time)})
+	}
+	s.mu.Unlock()
+	writeXML(w, http.StatusOK, result)
+	return nil
+}
+
+// serveBucket answers for a bucket as a whole.
+func (s *Stub) serveBucket(w http.ResponseWriter, r *http.Request, bucket string) *apiError {
+	s.mu.Lock()
 	objects, ok := s.config.Buckets[bucket]
+	objects = maps.Clone(objects)
+	s.mu.Unlock()
+	query := r.URL.Query()
 	switch {
-	case bucket == "" && r.Method == http.MethodGet:
-		result := listBucketsResult{OwnerID: "stand-in"}
-		for _, name := range slices.Sorted(maps.Keys(s.config.Buckets)) {
-			result.Buckets = append(result.Buckets, bucketEntry{name, created.Format(time.RFC3339)})
+	case !ok:
+		return &noBucket
+	case r.Method == http.MethodHead:
+		w.Header().Set("X-Amz-Bucket-Region", "us-east-1")
+	case r.Method != http.MethodGet:
+		return &noMethod
+	case query.Has("location"):
+		writeXML(w, http.StatusOK, locationConstraint{})
+	default:
+		result, refusal := list(bucket, objects, query)
+		if refusal != nil {
+			return refusal
 		}
 		writeXML(w, http.StatusOK, result)
-	case !ok:
-		return &apiError{http.StatusNotFound, "NoSuchBucket", "The specified bucket does not exist"}
-	case key == "" && r.URL.Query().Has("location"):
-		writeXML(w, http.StatusOK, struct {
-			XMLName xml.Name `xml:"LocationConstraint"`
-		}{})
-	case key == "" && r.Method == http.MethodGet:
-		writeXML(w, http.StatusOK, list(bucket, objects, r.URL.Query().Get("prefix"), r.URL.Query().Get("delimiter")))
-	case key == "" && r.Method == http.MethodHead:
-	case key == "":
-		return &apiError{http.StatusMethodNotAllowed, "MethodNotAllowed", "not by this method"}
-	case r.Method == http.MethodPut:
-		content, err := decodeBody(r, body)
-		if err != nil {
-			return &apiError{http.StatusBadRequest, "IncompleteBody", err.Error()}
-		}
-		objects[key] = content
-		w.Header().Set("ETag", etag(content))
-	case r.Method == http.MethodGet || r.Method == http.MethodHead:
-		content, ok := objects[key]
-		if !ok {
-			return &apiError{http.StatusNotFound, "NoSuchKey", "The specified key does not exist."}
-		}
-		w.Header().Set("ETag", etag(content))
-		w.Header().Set("Content-Type", "binary/octet-stream")
-		http.ServeContent(w, r, "", created, bytes.NewReader(content))
-	default:
-		return &apiError{http.StatusMethodNotAllowed, "MethodNotAllowed", "not by this method"}
 	}
 	return nil
 }
 
-func list(bucket string, objects map[string][]byte, prefix, delimiter string) listObjectsResult {
-	result := listObjectsResult{Name: bucket, Prefix: prefix, MaxKeys: 1000}
+// serveObject answers for an object.
+func (s *Stub) serveObject(w http.ResponseWriter, r *http.Request, bucket, key string, body []byte) *apiError {
+	s.mu.Lock()
+	objects, found := s.config.Buckets[bucket]
+	content, ok := objects[key]
+	s.mu.Unlock()
+	switch {
+	case !found:
+		return &noBucket
+	case r.Header.Get("X-Amz-Copy-Source") != "" || r.URL.Query().Has("uploadId") || r.URL.Query().Has("uploads"):
+		return &apiError{http.StatusNotImplemented, "NotImplemented", "The stand-in neither copies nor takes uploads in parts."}
+	case r.Method == http.MethodPut:
+		decoded, err := decodeBody(r.Header, body)
+		if err != nil {
+			return &apiError{http.StatusBadRequest, "IncompleteBody", err.Error()}
+		}
+		s.mu.Lock()
+		objects[key] = decoded
+		s.mu.Unlock()
+		w.Header().Set("ETag", etag(decoded))
+		return nil
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return &noMethod
+	case !ok:
+		return &noKey
+	}
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Range"), "bytes="), "-")
+	if start, err := strconv.Atoi(first); err == nil && start >= len(content) {
+		w.Header().Set("Content-Range", "bytes */"+strconv.Itoa(len(content)))
+		return &noRange
+	}
+	w.Header().Set("ETag", etag(content))
+	w.Header().Set("Content-Type", "binary/octet-stream")
+	http.ServeContent(w, r, "", created, bytes.NewReader(content))
+	return nil
+}
+
+// list answers ListObjectsV2, page by page. A page's continuation token is the
+// last key or common prefix of the one before it, in hexadecimal.
+func list(bucket string, objects map[string][]byte, query url.Values) (*listObjectsResult, *apiError) {
+	prefix, delimiter := query.Get("prefix"), query.Get("delimiter")
+	most, err := strconv.Atoi(cmp.Or(query.Get("max-keys"), "1000"))
+	after, tokenErr := hex.DecodeString(query.Get("continuation-token"))
+	if err != nil || most < 0 || tokenErr != nil {
+		return nil, &apiError{http.StatusBadRequest, "InvalidArgument", "max-keys or continuation-token is not valid"}
+	}
+	last := cmp.Or(string(after), query.Get("start-after"))
+	encode := func(key string) string { return key }
+	if query.Get("encoding-type") == "url" {
+		encode = func(key string) string {
+			return strings.ReplaceAll(strings.ReplaceAll(url.QueryEscape(key), "%2F", "/"), "+", "%20")
+		}
+	}
+	page := &listObjectsResult{
+		Name: bucket, Prefix: encode(prefix), Delimiter: encode(delimiter), MaxKeys: min(most, 1000), EncodingType: query.Get("encoding-type"),
+		ContinuationToken: query.Get("continuation-token"),
+	}
 	for _, key := range slices.Sorted(maps.Keys(objects)) {
 		rest, ok := strings.CutPrefix(key, prefix)
 		if !ok {
 			continue
 		}
-		if folder, _, below := strings.Cut(rest, delimiter); delimiter != "" && below {
-			common := commonPrefix{prefix + folder + delimiter}
-			if !slices.Contains(result.CommonPrefixes, common) {
-				result.CommonPrefixes = append(result.CommonPrefixes, common)
-			}
+		entry := key
+		folder, _, below := strings.Cut(rest, delimiter)
+		if below = below && delimiter != ""; below {
+			entry = prefix + folder + delimiter
+		}
+		if last != "" && entry <= last { // on an earlier page, or the same common prefix
 			continue
 		}
-		result.Contents = append(result.Contents, objectEntry{key, created.Format(time.RFC3339), etag(objects[key]), len(objects[key]), "STANDARD"})
+		if page.KeyCount == page.MaxKeys {
+			if page.IsTruncated = most > 0; page.IsTruncated {
+				page.NextContinuationToken = hex.EncodeToString([]byte(last))
+			}
+			break
+		}
+		page.KeyCount++
+		last = entry
+		if below {
+			page.CommonPrefixes = append(page.CommonPrefixes, commonPrefix{encode(entry)})
+			continue
+		}
+		page.Contents = append(page.Contents, objectEntry{encode(key), created.Format(s3Time), etag(objects[key]), len(objects[key]), "STANDARD"})
 	}
-	result.KeyCount = len(result.Contents) + len(result.CommonPrefixes)
-	return result
+	return page, nil
 }
 
 func etag(content []byte) string {
 	sum := md5.Sum(content)
 	return `"` + hex.EncodeToString(sum[:]) + `"`
-}
-
-// decodeBody takes the aws-chunked coding off an upload: chunks with their length
-// in hexadecimal, and their signature behind a semicolon, then trailers.
-func decodeBody(r *http.Request, body []byte) ([]byte, error) {
-	if !strings.HasPrefix(r.Header.Get("X-Amz-Content-Sha256"), "STREAMING-") {
-		return body, nil
-	}
-	var content []byte
-	reader := bufio.NewReader(bytes.NewReader(body))
-	for {
-		line, err := reader.ReadString('\n')
-		if err != nil {
-			return nil, err
-		}
-		length, _, _ := strings.Cut(strings.TrimSpace(line), ";")
-		n, err := strconv.ParseInt(length, 16, 32)
-		if err != nil {
-			return nil, err
-		}
-		if n == 0 {
-			return content, nil
-		}
-		chunk := make([]byte, n+2) // and its line's end
-		if _, err := io.ReadFull(reader, chunk); err != nil {
-			return nil, err
-		}
-		content = append(content, chunk[:n]...)
-	}
 }
