@@ -191,7 +191,7 @@ func (c claim) again(r *http.Request, credentials aws.Credentials, hash string, 
 // credentials finds the secret of an access key.
 func (s *Stub) credentials(id, token string) (identity, aws.Credentials, *apiError) {
 	var found session
-	ok := false
+	var ok bool
 	if i := slices.IndexFunc(s.config.Users, func(u User) bool { return u.AccessKeyID == id }); i >= 0 {
 		user := s.config.Users[i]
 		found, ok = session{secret: user.SecretAccessKey, token: user.SessionToken, who: user.identity()}, true
