@@ -67,15 +67,26 @@ type KernelCounts struct {
 	RefusedLost   uint64 `json:"refused_lost,omitempty"` // of udp_refused, those without a refused event
 }
 
+// Process is who did something, as the kernel knew it at that moment. A process
+// chooses its own Comm.
+type Process struct {
+	PID    int    `json:"pid"`    // in the host's numbers
+	Parent int    `json:"parent"` // likewise
+	UID    uint32 `json:"uid"`
+	Comm   string `json:"comm"`          // at most 15 bytes
+	Exe    string `json:"exe,omitempty"` // path of the executable, in the run
+}
+
 // FlowOpen says that a connection was accepted from the run, before its first
 // byte is forwarded.
 type FlowOpen struct {
-	Flow        uint64 `json:"flow"`
-	Protocol    string `json:"protocol"` // "tls", "http", "dns", "opaque"
-	Source      string `json:"source"`
-	Destination string `json:"destination"` // ADDRESS:PORT as the client dialled it
-	Host        string `json:"host"`        // the name behind the destination, else its address
-	Port        uint16 `json:"port"`
+	Flow        uint64   `json:"flow"`
+	Protocol    string   `json:"protocol"` // "tls", "http", "dns", "opaque"
+	Source      string   `json:"source"`
+	Destination string   `json:"destination"` // ADDRESS:PORT as the client dialled it
+	Host        string   `json:"host"`        // the name behind the destination, else its address
+	Port        uint16   `json:"port"`
+	Process     *Process `json:"process,omitempty"` // who connected
 }
 
 // FlowClose ends a flow.open.
@@ -122,17 +133,19 @@ type DNSQuery struct {
 	Answers   []string `json:"answers"`
 	Reason    string   `json:"reason,omitempty"` // why connections to the name will be refused
 	Rule      string   `json:"rule,omitempty"`
+	Process   *Process `json:"process,omitempty"` // who asked
 }
 
 // CredentialServe is one answer of the credential server to a program in the
 // run.
 type CredentialServe struct {
-	Grant       string `json:"grant"`
-	Protocol    string `json:"protocol"` // "process", "container"
-	Status      int    `json:"status"`
-	AccessKeyID string `json:"access_key_id,omitempty"`
-	Expiration  string `json:"expiration,omitempty"` // RFC 3339, UTC
-	Error       string `json:"error,omitempty"`      // the reason of a refusal
+	Grant       string   `json:"grant"`
+	Protocol    string   `json:"protocol"` // "process", "container"
+	Status      int      `json:"status"`
+	AccessKeyID string   `json:"access_key_id,omitempty"`
+	Expiration  string   `json:"expiration,omitempty"` // RFC 3339, UTC
+	Error       string   `json:"error,omitempty"`      // the reason of a refusal
+	Process     *Process `json:"process,omitempty"`    // who asked
 }
 
 // CredentialRefresh is one AssumeRole made for the run.
@@ -148,16 +161,18 @@ type CredentialRefresh struct {
 
 // Refused is something that the run tried and was not let do.
 type Refused struct {
-	Flow        uint64 `json:"flow,omitempty"` // 0: refused by the kernel, before any flow
-	Protocol    string `json:"protocol"`       // "tcp", "udp", "tls", "http", "dns", "opaque"
-	Destination string `json:"destination,omitempty"`
-	Host        string `json:"host"`
-	Port        uint16 `json:"port"`
-	Method      string `json:"method,omitempty"`
-	URL         string `json:"url,omitempty"`
-	Reason      string `json:"reason"` // a stable word: "not-allowed", "denied", "address", ...
-	Rule        string `json:"rule,omitempty"`
-	Detail      string `json:"detail,omitempty"`
+	Flow        uint64   `json:"flow,omitempty"` // 0: refused by the kernel, before any flow
+	Protocol    string   `json:"protocol"`       // "tcp", "udp", "tls", "http", "dns", "opaque", "syscall"
+	Destination string   `json:"destination,omitempty"`
+	Host        string   `json:"host,omitempty"`
+	Port        uint16   `json:"port,omitempty"`
+	Method      string   `json:"method,omitempty"`
+	URL         string   `json:"url,omitempty"`
+	Call        string   `json:"call,omitempty"` // of "syscall": "socket(AF_VSOCK, SOCK_STREAM, 0)"
+	Reason      string   `json:"reason"`         // a stable word: "not-allowed", "denied", "address", ...
+	Rule        string   `json:"rule,omitempty"`
+	Detail      string   `json:"detail,omitempty"`
+	Process     *Process `json:"process,omitempty"` // who tried
 }
 
 // Type implements Event.
