@@ -30,7 +30,7 @@ func record(t *testing.T, n int) ([][]byte, audit.Seal) {
 			t.Fatal(err)
 		}
 	}
-	seal, err := j.Seal(audit.RunExit{})
+	seal, err := j.Seal(&audit.RunExit{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestHostileStringsStayInTheirField(t *testing.T) {
 	if err := errors.Join(j.Append(audit.RunStart{Command: []string{hostile}}), j.Append(audit.DNSQuery{Name: hostile})); err != nil {
 		t.Fatal(err)
 	}
-	seal, err := j.Seal(audit.RunExit{Error: hostile})
+	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Datagrams: 1}, Error: hostile})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	seal, err := j.Seal(audit.RunExit{})
+	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 800}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestAFailedJournalTakesNothingMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.Seal(audit.RunExit{}); err != nil {
+	if _, err := j.Seal(&audit.RunExit{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Append(audit.RunStart{}); !errors.Is(err, audit.ErrSealed) {

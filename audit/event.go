@@ -40,31 +40,21 @@ type Policy struct {
 
 // RunExit closes every complete journal.
 type RunExit struct {
-	ExitCode   int          `json:"exit_code"`
-	Signal     string       `json:"signal,omitempty"`
-	Error      string       `json:"error,omitempty"`
-	DurationMS int64        `json:"duration_ms"`
-	Totals     Totals       `json:"totals"`
-	Kernel     KernelCounts `json:"kernel"`
+	ExitCode   int    `json:"exit_code"`
+	Signal     string `json:"signal,omitempty"`
+	Error      string `json:"error,omitempty"`
+	DurationMS int64  `json:"duration_ms"`
+	Totals     Totals `json:"totals"`
+	Kernel     Counts `json:"kernel_counts"`
 }
 
 // Totals counts a journal's own events.
 type Totals struct {
-	Flows    uint64 `json:"flows"`
+	Counts
 	Requests uint64 `json:"requests"`
-	Refused  uint64 `json:"refused"`
+	Refused  uint64 `json:"refused"` // by anyone
 	Hosts    uint64 `json:"hosts"`
-}
-
-// KernelCounts are the redirect program's own counters: what the kernel saw,
-// whatever the proxy made of it.
-type KernelCounts struct {
-	// One for each connection, and one more for each segment that finds its
-	// connection gone: an upper bound of Totals.Flows.
-	TCPRedirected uint64 `json:"tcp_redirected"`
-	DNSRedirected uint64 `json:"dns_redirected"`
-	UDPRefused    uint64 `json:"udp_refused"`
-	RefusedLost   uint64 `json:"refused_lost,omitempty"` // of udp_refused, those without a refused event
+	Unknown  uint64 `json:"unknown"` // flows, datagrams and refusals whose process is not known
 }
 
 // Process is who did something, as the kernel knew it at that moment. A process
@@ -125,8 +115,9 @@ type HTTPRequest struct {
 
 // DNSQuery is one question to the run's resolver and what it was told.
 type DNSQuery struct {
-	Transport string   `json:"transport"` // "udp", "tcp"
-	Server    string   `json:"server"`    // ADDRESS:PORT as the client asked it
+	Flow      uint64   `json:"flow,omitempty"` // of a question over TCP
+	Transport string   `json:"transport"`      // "udp", "tcp"
+	Server    string   `json:"server"`         // ADDRESS:PORT as the client asked it
 	Name      string   `json:"name"`
 	QType     string   `json:"qtype"`
 	RCode     string   `json:"rcode"`
@@ -174,6 +165,21 @@ type Refused struct {
 	Detail      string   `json:"detail,omitempty"`
 	Process     *Process `json:"process,omitempty"` // who tried
 }
+
+// What can be lost.
+const (
+	LostDatagrams = "datagrams" // to the resolver
+	LostRefusals  = "refusals"  // of the kernel's own
+)
+
+// Lost counts what happened too fast for an event each.
+type Lost struct {
+	What  string `json:"what"` // LostDatagrams or LostRefusals
+	Count uint64 `json:"count"`
+}
+
+// Type implements Event.
+func (Lost) Type() string { return "lost" }
 
 // Type implements Event.
 func (RunStart) Type() string { return "run.start" }

@@ -148,15 +148,32 @@ func (j *Journal) write(line []byte) error {
 func (j *Journal) count(e Event) {
 	switch e := e.(type) {
 	case FlowOpen:
-		j.totals.Flows++
+		if e.Process == nil {
+			j.totals.Unknown++
+		}
 		if len(j.hosts) < maxHosts {
 			j.hosts[e.Host] = struct{}{}
 		}
 		j.totals.Hosts = uint64(len(j.hosts))
+		j.totals.add(e.Type(), countable{})
 	case HTTPRequest:
 		j.totals.Requests++
+	case DNSQuery:
+		if e.Flow == 0 && e.Process == nil {
+			j.totals.Unknown++
+		}
+		j.totals.add(e.Type(), countable{Flow: e.Flow})
 	case Refused:
 		j.totals.Refused++
+		if e.Process == nil {
+			j.totals.Unknown++
+		}
+		j.totals.add(e.Type(), countable{Flow: e.Flow, Protocol: e.Protocol})
+	case Lost:
+		if e.What == LostRefusals {
+			j.totals.Refused += e.Count
+		}
+		j.totals.add(e.Type(), countable{What: e.What, Count: e.Count})
 	}
 }
 
@@ -188,13 +205,13 @@ func (j *Journal) Close() error {
 }
 
 // Seal writes run.exit with the journal's totals as the last line, brings the
-// file to the disk and closes it. The seal it returns belongs outside the
-// journal.
-func (j *Journal) Seal(exit RunExit) (Seal, error) {
+// file to the disk and closes it. The totals are filled in for the caller. The seal
+// it returns belongs outside the journal.
+func (j *Journal) Seal(exit *RunExit) (Seal, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	exit.Totals = j.totals
-	err := j.append(exit)
+	err := j.append(*exit)
 	if err == nil {
 		if err = j.file.Sync(); err != nil {
 			err = fmt.Errorf("sync the journal: %w", err)

@@ -71,14 +71,19 @@ func Verify(journal io.Reader, seal *Seal, visit func(Header, []byte) error) (*R
 type verifier struct {
 	report *Report
 	last   string // type of the last line
+	counts Counts // of the lines so far
 }
 
 // line checks one line against the one before it.
 func (v *verifier) line(line []byte) (Header, bool) {
 	r := v.report
 	number := r.Lines + 1
-	var h Header
-	err := json.Unmarshal(line, &h)
+	var e struct {
+		Header
+		countable
+	}
+	err := json.Unmarshal(line, &e)
+	h := e.Header
 	switch {
 	case err != nil:
 		r.problem("line %d is no event: %v", number, err)
@@ -102,11 +107,34 @@ func (v *verifier) line(line []byte) (Header, bool) {
 	if number == 1 {
 		r.Run = h.Run
 	}
+	v.counts.add(h.Type, e.countable)
+	if h.Type == "run.exit" && err == nil {
+		v.reconcile(line)
+	}
 	sum := sha256.Sum256(line)
 	r.SHA256 = hex.EncodeToString(sum[:])
 	r.Lines = number
 	v.last = h.Type
 	return h, err == nil
+}
+
+// reconcile compares what run.exit says of the journal, and of what the kernel saw,
+// with the journal.
+func (v *verifier) reconcile(line []byte) {
+	var exit struct {
+		Totals Counts `json:"totals"`
+		Kernel Counts `json:"kernel_counts"`
+	}
+	if err := json.Unmarshal(line, &exit); err != nil {
+		v.report.problem("run.exit cannot be read: %v", err)
+		return
+	}
+	if exit.Totals != v.counts {
+		v.report.problem("run.exit tells of other events than the journal has: %+v, not %+v", exit.Totals, v.counts)
+	}
+	for _, difference := range exit.Kernel.Differences(v.counts) {
+		v.report.problem("%s", difference)
+	}
 }
 
 // end checks what only the whole journal shows.

@@ -1,10 +1,9 @@
 // Package bpf holds the kernel side of a run: the sk_lookup program that
-// redirects everything a network namespace sends to the host's listeners.
+// redirects everything a network namespace sends to the host's listeners, and the
+// programs on the run's cgroup that know who sent it.
 package bpf
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,7 +15,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 )
 
 // MinimumKernel is the first Linux that has sk_lookup.
@@ -69,8 +67,11 @@ func AttachRedirect(opts RedirectOptions) (_ *Redirect, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the redirect program: %w", err)
 	}
-	own4, own6 := opts.Own4.As4(), opts.Own6.As16()
-	if err := errors.Join(spec.Variables[redirectVarOwnAddr4].Set(own4), spec.Variables[redirectVarOwnAddr6].Set(own6)); err != nil {
+	err = errors.Join(
+		spec.Variables[redirectVarOwnAddr4].Set(opts.Own4.As4()),
+		spec.Variables[redirectVarOwnAddr6].Set(opts.Own6.As16()),
+	)
+	if err != nil {
 		return nil, fmt.Errorf("configure the redirect program: %w", err)
 	}
 	r := &Redirect{}
@@ -116,85 +117,17 @@ func insertSocket(sockets *ebpf.Map, index uint32, conn syscall.Conn) error {
 	return putErr
 }
 
-// Counts are the program's counters since it was attached.
-type Counts struct {
-	TCP     uint64 // segments given to the TCP listeners: openings of connections, and late ones
-	DNS     uint64 // datagrams given to the DNS sockets
-	Refused uint64 // datagrams refused
-	Lost    uint64 // refused datagrams that no Refusal tells of, for want of room
-}
-
-// Counts reads the counters.
-func (r *Redirect) Counts() (Counts, error) {
-	var values [4]uint64
-	for i := range values {
-		if err := r.objects.Counts.Lookup(uint32(i), &values[i]); err != nil {
-			return Counts{}, fmt.Errorf("read the redirect's counters: %w", err)
-		}
+// Attached returns an error when the program is no longer attached: root on the
+// host can take it off.
+func (r *Redirect) Attached() error {
+	info, err := r.link.Info()
+	if err != nil {
+		return fmt.Errorf("look at the redirect's link: %w", err)
 	}
-	return Counts{TCP: values[0], DNS: values[1], Refused: values[2], Lost: values[3]}, nil
-}
-
-// Refusal is one refused datagram.
-type Refusal struct {
-	Protocol    string // "udp", or "proto-N" for the number N of IANA's protocol registry
-	Source      netip.AddrPort
-	Destination netip.AddrPort
-}
-
-// Refusals calls handle for every refused datagram until ctx ends or handle
-// fails. Refusals that were in the buffer when ctx ended are handled first.
-func (r *Redirect) Refusals(ctx context.Context, handle func(Refusal) error) error {
-	// A flush wakes the reader, which then drains the buffer. It fails only on a
-	// closed reader, which wakes it as well.
-	stop := context.AfterFunc(ctx, func() { _ = r.reader.Flush() })
-	defer stop()
-	var record ringbuf.Record
-	for {
-		if err := r.reader.ReadInto(&record); err != nil {
-			if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, ringbuf.ErrClosed) {
-				return nil
-			}
-			return fmt.Errorf("read the redirect's ring buffer: %w", err)
-		}
-		refusal, err := parseRefusal(record.RawSample)
-		if err != nil {
-			return err
-		}
-		if err := handle(refusal); err != nil {
-			return err
-		}
+	if info.NetNs().NetnsInode == 0 {
+		return errors.New("the redirect was detached from the run's network namespace")
 	}
-}
-
-func parseRefusal(sample []byte) (Refusal, error) {
-	var raw redirectRefusal
-	if _, err := binary.Decode(sample, binary.NativeEndian, &raw); err != nil {
-		return Refusal{}, fmt.Errorf("parse a refusal of %d bytes: %w", len(sample), err)
-	}
-	protocol := "udp"
-	if raw.Protocol != unix.IPPROTO_UDP {
-		protocol = fmt.Sprintf("proto-%d", raw.Protocol)
-	}
-	// The sender's port is in network byte order, the destination's is not.
-	source := raw.SourcePort<<8 | raw.SourcePort>>8
-	return Refusal{
-		Protocol:    protocol,
-		Source:      netip.AddrPortFrom(address(raw.Family, raw.Source), source),
-		Destination: netip.AddrPortFrom(address(raw.Family, raw.Destination), uint16(raw.DestinationPort)),
-	}, nil
-}
-
-// address reads words that hold an address in network byte order.
-func address(family uint32, words [4]uint32) netip.Addr {
-	var bytes [16]byte
-	for i, word := range words {
-		binary.NativeEndian.PutUint32(bytes[4*i:], word)
-	}
-	if family == unix.AF_INET {
-		return netip.AddrFrom4([4]byte(bytes[:4]))
-	}
-	return netip.AddrFrom16(bytes)
+	return nil
 }
 
 // Close detaches the program and frees its maps. It may be called again.

@@ -13,15 +13,33 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type redirectRefusal struct {
+type redirectFlow struct {
 	_               structs.HostLayout
-	Family          uint32
-	Protocol        uint32
 	Source          [4]uint32
 	Destination     [4]uint32
 	SourcePort      uint16
-	Pad             uint16
-	DestinationPort uint32
+	DestinationPort uint16
+	Family          uint16
+	Protocol        uint16
+}
+
+type redirectOwner struct {
+	_     structs.HostLayout
+	Image struct {
+		_       structs.HostLayout
+		Started uint64
+		Execs   uint64
+		Pid     uint64
+	}
+	Parent uint32
+	Uid    uint32
+	Comm   [16]int8
+}
+
+type redirectRefusal struct {
+	_     structs.HostLayout
+	Flow  redirectFlow
+	Owner redirectOwner
 }
 
 // Names of all BPF objects in the ELF.
@@ -29,6 +47,7 @@ type redirectRefusal struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	redirectMapCounts        = "counts"
+	redirectMapOwners        = "owners"
 	redirectMapRefusals      = "refusals"
 	redirectMapSockets       = "sockets"
 	redirectProgRedirect     = "redirect"
@@ -87,6 +106,7 @@ type redirectProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type redirectMapSpecs struct {
 	Counts   *ebpf.MapSpec `ebpf:"counts"`
+	Owners   *ebpf.MapSpec `ebpf:"owners"`
 	Refusals *ebpf.MapSpec `ebpf:"refusals"`
 	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
 }
@@ -121,6 +141,7 @@ func (o *redirectObjects) Close() error {
 // It can be passed to loadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type redirectMaps struct {
 	Counts   *ebpf.Map `ebpf:"counts"`
+	Owners   *ebpf.Map `ebpf:"owners"`
 	Refusals *ebpf.Map `ebpf:"refusals"`
 	Sockets  *ebpf.Map `ebpf:"sockets"`
 }
@@ -128,6 +149,7 @@ type redirectMaps struct {
 func (m *redirectMaps) Close() error {
 	return _RedirectClose(
 		m.Counts,
+		m.Owners,
 		m.Refusals,
 		m.Sockets,
 	)

@@ -118,13 +118,6 @@ func TestEveryConnectionReachesTheListener(t *testing.T) {
 		}
 		accepted.Close()
 	}
-	counts, err := b.redirect.Counts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if counts.TCP != uint64(len(cases)-1) {
-		t.Errorf("counted %d connections, made %d", counts.TCP, len(cases)-1)
-	}
 }
 
 func TestLoopbackAndOwnAddressAreTheRunsOwn(t *testing.T) {
@@ -133,9 +126,6 @@ func TestLoopbackAndOwnAddressAreTheRunsOwn(t *testing.T) {
 		if _, err := b.dial(t, "tcp", addr); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("dial %s, where nothing listens: %v, want connection refused", addr, err)
 		}
-	}
-	if counts, err := b.redirect.Counts(); err != nil || counts.TCP != 0 {
-		t.Errorf("counts are %+v, %v, want no connection", counts, err)
 	}
 }
 
@@ -210,7 +200,7 @@ func TestOtherDatagramsAreRefusedAndReported(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // what is in the buffer comes all the same
 	seen := 0
-	err := b.redirect.Refusals(ctx, func(r bpf.Refusal) error {
+	err := b.redirect.Refusals(ctx, nil, func(r bpf.Refusal) error {
 		seen++
 		if r.Protocol != "udp" || want[r.Source.String()] != r.Destination.String() {
 			t.Errorf("refusal %+v, sent %v", r, want)

@@ -12,6 +12,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -37,6 +38,10 @@ type ServerConfig struct {
 	Sources  []*Source
 	Recorder Recorder
 	Log      logrus.FieldLogger
+
+	// Owner names the process that has made a connection, which has just been
+	// accepted; nil: not known. It need not be set.
+	Owner func(source, destination netip.AddrPort) *audit.Process
 }
 
 // Server answers the programs of one run.
@@ -77,6 +82,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog:       log.New(io.Discard, "", 0), // clients that break off
 		BaseContext:    func(net.Listener) context.Context { return ctx },
+		ConnContext:    s.identify,
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -94,6 +100,23 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		return nil
 	}
 	return fmt.Errorf("serve credentials: %w", err)
+}
+
+// processKey finds the process behind a request in its context.
+type processKey struct{}
+
+// identify finds out who has connected.
+func (s *Server) identify(ctx context.Context, conn net.Conn) context.Context {
+	if s.config.Owner == nil {
+		return ctx
+	}
+	source, destination := conn.RemoteAddr().(*net.TCPAddr), conn.LocalAddr().(*net.TCPAddr)
+	return context.WithValue(ctx, processKey{}, s.config.Owner(source.AddrPort(), destination.AddrPort()))
+}
+
+func processOf(r *http.Request) *audit.Process {
+	process, _ := r.Context().Value(processKey{}).(*audit.Process)
+	return process
 }
 
 // guard lets only this run's programs in: who knows the token, and asks for the
@@ -146,6 +169,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, protocol string)
 		Status:      http.StatusOK,
 		AccessKeyID: credentials.AccessKeyID,
 		Expiration:  expiration,
+		Process:     processOf(r),
 	})
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -160,6 +184,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, protocol string, s
 		Protocol: protocol,
 		Status:   status,
 		Error:    message,
+		Process:  processOf(r),
 	})
 	if err != nil {
 		panic(http.ErrAbortHandler)

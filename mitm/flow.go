@@ -22,6 +22,7 @@ type flow struct {
 	conn        *flowConn
 	source      netip.AddrPort
 	destination netip.AddrPort // as the client dialled it
+	process     *audit.Process // that dialled it; nil: not known
 	began       time.Time
 
 	// name is what the flow is to: the name behind the synthetic address,
@@ -87,7 +88,7 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 func (f *flow) serveDNS(ctx context.Context) {
 	defer f.conn.Close()
 	if f.opened("dns") == nil {
-		f.failure = f.proxy.config.Resolver.ServeTCP(ctx, f.conn, f.destination)
+		f.failure = f.proxy.config.Resolver.ServeTCP(ctx, f.conn, f.id, f.destination)
 	}
 }
 
@@ -122,6 +123,7 @@ func (f *flow) opened(protocol string) error {
 			Destination: f.destination.String(),
 			Host:        f.host(),
 			Port:        f.destination.Port(),
+			Process:     f.process,
 		})
 	})
 	return f.openErr
@@ -142,6 +144,7 @@ func (f *flow) refuse(protocol string, r *refusal) {
 		Reason:      string(r.reason),
 		Rule:        r.rule,
 		Detail:      r.detail,
+		Process:     f.process,
 	})
 }
 

@@ -29,7 +29,7 @@ type Recorder interface {
 	Append(audit.Event) error
 }
 
-// Config configures a Proxy. All fields are needed.
+// Config configures a Proxy. All fields but Owner are needed.
 type Config struct {
 	Policy    *policy.Policy
 	Authority *authority.Authority
@@ -39,6 +39,10 @@ type Config struct {
 	Upstreams func() *x509.CertPool // roots that upstreams are verified against
 	Recorder  Recorder
 	Log       logrus.FieldLogger
+
+	// Owner names the process that has made a connection, which has just been
+	// accepted; nil: not known.
+	Owner func(source, destination netip.AddrPort) *audit.Process
 }
 
 // Proxy serves the connections of one run.
@@ -144,6 +148,9 @@ func (p *Proxy) newFlow(conn net.Conn) *flow {
 	}
 	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
 	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
+	if p.config.Owner != nil {
+		f.process = p.config.Owner(f.source, f.destination)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

@@ -34,6 +34,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 		Reason:      string(r.reason),
 		Rule:        r.rule,
 		Detail:      r.detail,
+		Process:     f.process,
 	})
 	if err != nil {
 		panic(http.ErrAbortHandler)

@@ -174,7 +174,7 @@ func describe(e map[string]any) string {
 	case "run.exit":
 		return "exit code " + get("exit_code") + with(", ", get("signal")) + with(": ", get("error"))
 	case "flow.open":
-		return get("protocol") + " to " + get("host") + ":" + get("port") + " (" + get("destination") + ")"
+		return get("protocol") + " to " + get("host") + ":" + get("port") + " (" + get("destination") + ")" + with(" by ", process(e))
 	case "flow.close":
 		return "flow " + get("flow") + ": " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(": ", get("error"))
 	case "http.request":
@@ -187,9 +187,11 @@ func describe(e map[string]any) string {
 		for i, answer := range answers {
 			words[i] = text(answer)
 		}
-		return get("qtype") + " " + get("name") + " " + get("rcode") + with(" ", strings.Join(words, " ")) + with(" refused: ", get("reason"))
+		return get("qtype") + " " + get("name") + " " + get("rcode") + with(" ", strings.Join(words, " ")) + with(" refused: ", get("reason")) + with(" by ", process(e))
+	case "lost":
+		return get("count") + " " + get("what") + " came too fast to be recorded"
 	case "credential.serve":
-		return get("grant") + with(" by ", get("protocol")) + " " + get("status") + with(", until ", get("expiration")) + with(": ", get("error"))
+		return get("grant") + with(" by ", get("protocol")) + " " + get("status") + with(", until ", get("expiration")) + with(": ", get("error")) + with(", to ", process(e))
 	case "credential.refresh":
 		return get("grant") + " " + get("role") + with(", until ", get("expiration")) + with(": ", get("error"))
 	case "refused":
@@ -200,9 +202,18 @@ func describe(e map[string]any) string {
 		if method := get("method"); method != "" {
 			target = method + " " + target
 		}
-		return get("protocol") + " " + target + ": " + get("reason") + with(", by rule ", get("rule")) + with("; ", get("detail"))
+		return get("protocol") + " " + target + ": " + get("reason") + with(", by rule ", get("rule")) + with("; ", get("detail")) + with("; tried by ", process(e))
 	}
 	return ""
+}
+
+// process says who did what an event tells of.
+func process(e map[string]any) string {
+	p, ok := e["process"].(map[string]any)
+	if !ok {
+		return ""
+	}
+	return text(p["comm"]) + "[" + text(p["pid"]) + "]"
 }
 
 // text is a JSON value as a person reads it.

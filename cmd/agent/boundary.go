@@ -5,11 +5,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
+	"unsafe"
 
+	"agentops/audit"
 	"agentops/bpf"
 	"agentops/netns"
+
+	"golang.org/x/sys/unix"
 )
 
 // boundary is a run's network: a namespace without a way out, the host's
@@ -20,6 +25,7 @@ type boundary struct {
 	resolver    []*net.UDPConn
 	credentials *net.TCPListener
 	redirect    *bpf.Redirect
+	observer    *bpf.Observer
 	probed      bpf.Counts // what the probes have counted
 }
 
@@ -62,8 +68,33 @@ func newBoundary() (_ *boundary, err error) {
 	return b, nil
 }
 
-// attach redirects the namespace to its listeners and proves that this holds.
-func (b *boundary) attach() (err error) {
+// attached returns an error when the boundary's programs are no longer in place.
+func (b *boundary) attached() error {
+	return errors.Join(b.redirect.Attached(), b.observer.Attached())
+}
+
+// owner names the process that has made a connection.
+func (b *boundary) owner(source, destination netip.AddrPort) *audit.Process {
+	process, ok := b.observer.TCPOwner(source, destination)
+	return recorded(process, ok)
+}
+
+// sender names the process that has sent a datagram.
+func (b *boundary) sender(source, destination netip.AddrPort) *audit.Process {
+	process, ok := b.observer.UDPOwner(source, destination)
+	return recorded(process, ok)
+}
+
+func recorded(p bpf.Process, ok bool) *audit.Process {
+	if !ok {
+		return nil
+	}
+	return &audit.Process{PID: p.PID, Parent: p.Parent, UID: p.UID, Comm: p.Comm, Exe: p.Exe}
+}
+
+// attach redirects the namespace to its listeners and proves that this holds. Who
+// sends is known once the observer is attached to the run's cgroup as well.
+func (b *boundary) attach(layout bpf.Layout) (err error) {
 	options := bpf.RedirectOptions{
 		NetNS: b.namespace.File(), Own4: netns.Own4, Own6: netns.Own6,
 		TCP4: b.proxy[0], DNS4: b.resolver[0],
@@ -74,7 +105,14 @@ func (b *boundary) attach() (err error) {
 	if b.redirect, err = bpf.AttachRedirect(options); err != nil {
 		return err
 	}
-	return b.probe()
+	if err := b.probe(); err != nil {
+		return err
+	}
+	b.observer, err = bpf.LoadObserver(bpf.ObserverOptions{
+		Redirect: b.redirect, Own4: netns.Own4, Own6: netns.Own6, Layout: layout,
+		Credentials: uint16(b.credentials.Addr().(*net.TCPAddr).Port),
+	})
+	return err
 }
 
 const probeTimeout = 2 * time.Second
@@ -152,15 +190,49 @@ func (b *boundary) counts() (bpf.Counts, error) {
 	if err != nil {
 		return bpf.Counts{}, err
 	}
-	c.TCP -= b.probed.TCP
-	c.DNS -= b.probed.DNS
+	c.DNS -= b.probed.DNS // the probes' connections were not made in the run's cgroup
 	return c, nil
+}
+
+// dropped is how many datagrams found no room in the resolver's sockets.
+func (b *boundary) dropped() (uint64, error) {
+	var dropped uint64
+	for _, conn := range b.resolver {
+		n, err := drops(conn)
+		if err != nil {
+			return 0, fmt.Errorf("read the drops of the resolver's socket: %w", err)
+		}
+		dropped += uint64(n)
+	}
+	return dropped, nil
+}
+
+// drops reads a socket's SK_MEMINFO_DROPS (linux/sock_diag.h).
+func drops(conn syscall.Conn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var info [9]uint32
+	size := uint32(unsafe.Sizeof(info))
+	var errno syscall.Errno
+	err = raw.Control(func(fd uintptr) {
+		_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	})
+	if err == nil && errno != 0 {
+		err = os.NewSyscallError("getsockopt SO_MEMINFO", errno)
+	}
+	return info[8], err
 }
 
 // close takes the boundary down. What is still in the namespace is left without
 // any network.
 func (b *boundary) close() error {
 	var errs []error
+	if b.observer != nil {
+		errs = append(errs, b.observer.Close())
+	}
 	if b.redirect != nil {
 		errs = append(errs, b.redirect.Close())
 	}

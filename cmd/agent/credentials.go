@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -56,9 +57,12 @@ func (d *deferredRecorder) to(journal *audit.Journal) error {
 	return nil
 }
 
+// ownerFunc names the process that has made a connection; nil: not known.
+type ownerFunc = func(source, destination netip.AddrPort) *audit.Process
+
 // fetchCredentials gets the first credentials of every grant: a run that cannot
 // have them does not start.
-func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, log logrus.FieldLogger) (*credentials, error) {
+func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, owner ownerFunc, log logrus.FieldLogger) (*credentials, error) {
 	c := &credentials{grants: spec.grants, events: &deferredRecorder{}}
 	sources := make([]*credsrv.Source, len(spec.grants))
 	errs := make([]error, len(spec.grants))
@@ -74,7 +78,7 @@ func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, log logrus.Fi
 			return nil, grantHint(fmt.Errorf("grant %s: %w", spec.grants[i].Name, err))
 		}
 	}
-	c.server = credsrv.NewServer(credsrv.ServerConfig{Sources: sources, Recorder: c.events, Log: log})
+	c.server = credsrv.NewServer(credsrv.ServerConfig{Sources: sources, Recorder: c.events, Log: log, Owner: owner})
 	return c, nil
 }
 

@@ -88,6 +88,7 @@ func (e *env) examine() []finding {
 		root,
 		kernel,
 		check("BPF sk_lookup", "Linux "+bpf.MinimumKernel, "the kernel is too old, or eBPF is switched off", bpf.Supported),
+		check("kernel types", "BTF, Linux 5.4 with CONFIG_DEBUG_INFO_BTF", "without it no process can be named", func() error { _, err := bpf.ReadLayout(); return err }),
 		check("network namespace", "Linux 5.9 with CONFIG_NET_NS", "", tryNamespace),
 		check("mount_setattr", "Linux 5.12", "the kernel is too old", tryMountSetattr),
 		check("cgroup2", "a cgroup2 mount, Linux 4.5", "mount -t cgroup2 none /sys/fs/cgroup/unified", func() error { return inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted") }),

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -46,6 +47,9 @@ type execution struct {
 	stop       context.CancelCauseFunc // ends what serves
 	stopped    context.Context
 	terminated chan struct{} // closed when the container has ended
+
+	// taken is how many connections and datagrams of the run were taken so far.
+	taken func() (flows, datagrams uint64)
 }
 
 // errOver ends what serves a run at the run's end.
@@ -74,11 +78,18 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 	if err != nil {
 		exit.ExitCode, exit.Error = exitOurs, err.Error()
 	}
-	err = errors.Join(err, r.finish(exit))
+	err = errors.Join(err, r.finish(&exit))
 	if err != nil {
 		return exitOurs, err
 	}
 	e.summarize(r, status.Code)
+	if differences := exit.Kernel.Differences(exit.Totals.Counts); len(differences) > 0 {
+		err := fmt.Errorf("the record of run %s is not complete: %s", r.spec.id, strings.Join(differences, "; "))
+		if status.Code == 0 {
+			return exitOurs, err
+		}
+		e.report(err) // the command's own failure comes first
+	}
 	return status.Code, nil
 }
 
@@ -96,7 +107,7 @@ func (r *execution) begin() (err error) {
 	if r.boundary, err = newBoundary(); err != nil {
 		return err
 	}
-	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.log); err != nil {
+	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.boundary.owner, r.log); err != nil {
 		return err
 	}
 	if r.folder, err = r.env.makeRunFolder(r.spec.id); err != nil {
@@ -136,11 +147,18 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	if r.authority, err = authority.New(r.spec.id); err != nil {
 		return status, err
 	}
+	layout, err := r.env.kernelLayout()
+	if err != nil {
+		return status, err
+	}
 	// Two things that wait for the kernel most of their time, side by side.
 	attached := make(chan error, 1)
-	go func() { attached <- r.boundary.attach() }()
+	go func() { attached <- r.boundary.attach(layout) }()
 	r.container, err = runtime.Create(r.containerConfig())
 	if err = errors.Join(err, <-attached); err != nil {
+		return status, err
+	}
+	if err = r.boundary.observer.Attach(r.container.CgroupPath()); err != nil {
 		return status, err
 	}
 	r.serve()
@@ -160,14 +178,29 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	return status, err
 }
 
+// attachedEvery is how often it is looked whether the boundary's programs are in
+// place. Without them nothing leaves the run, but nor is it recorded.
+const attachedEvery = time.Second
+
 // watch ends the container when the run may not go on.
 func (r *execution) watch() {
-	select {
-	case <-r.journal.Failed():
-		r.stop(fmt.Errorf("the run was ended, since what it does can no longer be recorded: %w", r.journal.Err()))
-	case <-r.stopped.Done():
-	case <-r.terminated:
-		return
+	ticker := time.NewTicker(attachedEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.journal.Failed():
+			r.stop(fmt.Errorf("the run was ended, since what it does can no longer be recorded: %w", r.journal.Err()))
+		case <-ticker.C:
+			err := r.boundary.attached()
+			if err == nil {
+				continue
+			}
+			r.stop(fmt.Errorf("the run was ended: %w", err))
+		case <-r.stopped.Done():
+		case <-r.terminated:
+			return
+		}
+		break
 	}
 	if err := r.container.Kill(); err != nil {
 		r.log.WithError(err).Error("end the run")
@@ -184,12 +217,13 @@ func (r *execution) serve() {
 	}
 	dns := resolver.New(resolver.Config{
 		Names: names, Policy: &r.spec.policy, Recorder: r.journal, Log: r.log,
-		Exists: dialer.Exists, Self: self, Own: []netip.Addr{netns.Own4, netns.Own6},
+		Sender: r.boundary.sender, Exists: dialer.Exists, Self: self, Own: []netip.Addr{netns.Own4, netns.Own6},
 	})
 	proxy := mitm.New(mitm.Config{
 		Policy: &r.spec.policy, Authority: r.authority, Names: names, Resolver: dns, Dialer: dialer,
-		Upstreams: r.spec.roots, Recorder: r.journal, Log: r.log,
+		Upstreams: r.spec.roots, Recorder: r.journal, Log: r.log, Owner: r.boundary.owner,
 	})
+	r.taken = func() (flows, datagrams uint64) { return proxy.Accepted(), dns.Received() }
 	r.start("the proxy", func() error {
 		listeners := make([]net.Listener, len(r.boundary.proxy))
 		for i, l := range r.boundary.proxy {
@@ -201,7 +235,7 @@ func (r *execution) serve() {
 		r.start("the resolver", func() error { return dns.ServeUDP(r.stopped, conn) })
 	}
 	r.start("the record of refused datagrams", func() error {
-		return r.boundary.redirect.Refusals(r.stopped, r.recordRefusal)
+		return r.boundary.redirect.Refusals(r.stopped, r.boundary.observer, r.recordRefusal)
 	})
 	r.start("the credential server", func() error {
 		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
@@ -218,15 +252,25 @@ func (r *execution) start(what string, serve func() error) {
 }
 
 func (r *execution) recordRefusal(refusal bpf.Refusal) error {
-	return r.journal.Append(audit.Refused{
+	detail := "only TCP, and DNS to port 53, leave a run"
+	if address := refusal.Destination.Addr(); address.IsMulticast() || address == broadcast {
+		detail = "no one host has this address"
+	}
+	e := audit.Refused{
 		Protocol:    refusal.Protocol,
 		Destination: refusal.Destination.String(),
 		Host:        refusal.Destination.Addr().String(),
 		Port:        refusal.Destination.Port(),
 		Reason:      "protocol",
-		Detail:      "only TCP, and DNS to port 53, leave a run",
-	})
+		Detail:      detail,
+	}
+	if refusal.Process != nil {
+		e.Process = recorded(*refusal.Process, true)
+	}
+	return r.journal.Append(e)
 }
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // containerConfig describes the container of the run.
 func (r *execution) containerConfig() runtime.Config {
@@ -301,14 +345,19 @@ func (r *execution) abandon() error {
 
 // finish takes a run down, seals its journal and gives its name back. What is
 // refused and open until then is in the journal before its last line.
-func (r *execution) finish(exit audit.RunExit) error {
+func (r *execution) finish(exit *audit.RunExit) error {
 	var errs []error
-	errs = append(errs, r.container.Kill())
+	errs = append(errs, r.container.Kill(), r.boundary.attached())
+	counts, lost, err := r.settle()
+	errs = append(errs, err)
 	r.stop(errOver)
 	r.serving.Wait()
-	counts, err := r.boundary.counts()
-	errs = append(errs, err)
-	exit.Kernel = audit.KernelCounts{TCPRedirected: counts.TCP, DNSRedirected: counts.DNS, UDPRefused: counts.Refused, RefusedLost: counts.Lost}
+	exit.Kernel = audit.Counts{Flows: counts.TCP, Datagrams: counts.DNS, KernelRefused: counts.Refused}
+	for _, e := range []audit.Lost{{What: audit.LostDatagrams, Count: lost}, {What: audit.LostRefusals, Count: counts.Lost}} {
+		if e.Count > 0 {
+			_ = r.journal.Append(e) // its error is the journal's, told below
+		}
+	}
 	failed := r.journal.Err() // has ended the run and is told by it
 	seal, err := r.journal.Seal(exit)
 	switch {
@@ -318,6 +367,27 @@ func (r *execution) finish(exit audit.RunExit) error {
 		err = writeSeal(r.folder, seal)
 	}
 	return errors.Join(append(errs, err, r.end())...)
+}
+
+// settleTimeout bounds the wait for what the kernel has taken of a run that is over.
+const settleTimeout = time.Second
+
+// settle waits until everything that the kernel has given to the proxy and the
+// resolver has been taken by them. No process of the run is left to make more. It
+// returns what the kernel has counted, and the datagrams that found no room.
+func (r *execution) settle() (counts bpf.Counts, lost uint64, err error) {
+	if counts, err = r.boundary.counts(); err != nil {
+		return counts, 0, err
+	}
+	for deadline := time.Now().Add(settleTimeout); ; time.Sleep(time.Millisecond) {
+		if lost, err = r.boundary.dropped(); err != nil {
+			return counts, 0, err
+		}
+		flows, datagrams := r.taken()
+		if flows >= counts.TCP && datagrams+lost >= counts.DNS || time.Now().After(deadline) {
+			return counts, lost, nil
+		}
+	}
 }
 
 // end lets go of everything, the last acquired first.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"agentops/audit"
@@ -38,6 +39,8 @@ type Config struct {
 	// there is none: nil, an error that is a *net.DNSError with IsNotFound,
 	// or another, which the run sees as a failure of the server.
 	Exists func(ctx context.Context, name string) error
+	// Sender names the process that has just sent a datagram; nil: not known.
+	Sender func(source, destination netip.AddrPort) *audit.Process
 	// Self is the run's own host name, and Own its addresses.
 	Self string
 	Own  []netip.Addr
@@ -45,7 +48,8 @@ type Config struct {
 
 // Resolver answers a run's DNS questions.
 type Resolver struct {
-	config Config
+	config   Config
+	received atomic.Uint64
 }
 
 // New makes a resolver.
@@ -53,15 +57,33 @@ func New(config Config) *Resolver {
 	return &Resolver{config: config}
 }
 
+// Received is how many datagrams have come so far.
+func (r *Resolver) Received() uint64 { return r.received.Load() }
+
+// message is what came in a datagram, or over a connection.
+type message struct {
+	flow    uint64         // of the connection; 0: a datagram
+	server  netip.AddrPort // that was asked
+	process *audit.Process // that sent the datagram
+	packet  []byte
+}
+
+func (m *message) transport() string {
+	if m.flow != 0 {
+		return "tcp"
+	}
+	return "udp"
+}
+
 // answer makes the reply to one message and records it. A nil reply is no answer
 // at all: for what is no question, and when it cannot be recorded.
-func (r *Resolver) answer(ctx context.Context, transport string, server netip.AddrPort, packet []byte) *dns.Msg {
+func (r *Resolver) answer(ctx context.Context, m message) *dns.Msg {
 	query := new(dns.Msg)
-	if err := query.Unpack(packet); err != nil || query.Response {
-		r.config.Log.WithField("server", server).Debug("a datagram to port 53 that is no DNS query")
-		return r.unreadable(transport, server, query, packet)
+	if err := query.Unpack(m.packet); err != nil || query.Response {
+		r.config.Log.WithField("server", m.server).Debug("a message to port 53 that is no DNS query")
+		return r.unreadable(m, query)
 	}
-	event := audit.DNSQuery{Transport: transport, Server: server.String(), Answers: []string{}}
+	event := audit.DNSQuery{Flow: m.flow, Transport: m.transport(), Server: m.server.String(), Answers: []string{}, Process: m.process}
 	reply := new(dns.Msg).SetReply(query)
 	reply.RecursionAvailable = true
 	reply.Compress = true
@@ -94,16 +116,18 @@ func (r *Resolver) answer(ctx context.Context, transport string, server netip.Ad
 
 // unreadable records what is no query: port 53 is no way to send other things
 // unseen. It goes nowhere.
-func (r *Resolver) unreadable(transport string, server netip.AddrPort, query *dns.Msg, packet []byte) *dns.Msg {
+func (r *Resolver) unreadable(m message, query *dns.Msg) *dns.Msg {
 	err := r.config.Recorder.Append(audit.Refused{
+		Flow:        m.flow,
 		Protocol:    "dns",
-		Destination: server.String(),
-		Host:        server.Addr().String(),
-		Port:        server.Port(),
+		Destination: m.server.String(),
+		Host:        m.server.Addr().String(),
+		Port:        m.server.Port(),
 		Reason:      string(policy.Malformed),
-		Detail:      fmt.Sprintf("%d bytes over %s that are no DNS query", len(packet), transport),
+		Detail:      fmt.Sprintf("%d bytes over %s that are no DNS query", len(m.packet), m.transport()),
+		Process:     m.process,
 	})
-	if err != nil || query.Response || len(packet) < 12 {
+	if err != nil || query.Response || len(m.packet) < 12 {
 		return nil
 	}
 	reply := new(dns.Msg)

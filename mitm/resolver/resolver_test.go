@@ -52,7 +52,7 @@ func ask(t *testing.T, r *Resolver, name string, qtype uint16) *dns.Msg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply := r.answer(t.Context(), "udp", netip.MustParseAddrPort("8.8.8.8:53"), packet)
+	reply := r.answer(t.Context(), message{server: netip.MustParseAddrPort("8.8.8.8:53"), packet: packet})
 	if reply == nil {
 		t.Fatalf("no reply to %s %s", name, dns.TypeToString[qtype])
 	}
@@ -154,7 +154,7 @@ func TestWhatCannotBeRecordedIsNotAnswered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if reply := r.answer(t.Context(), "udp", netip.AddrPort{}, packet); reply != nil {
+	if reply := r.answer(t.Context(), message{server: netip.AddrPort{}, packet: packet}); reply != nil {
 		t.Errorf("answered %v", reply)
 	}
 }
@@ -183,7 +183,7 @@ func TestOddMessages(t *testing.T) {
 		"not DNS":       {[]byte("hello"), -1},
 	} {
 		before := len(rec.events)
-		reply := r.answer(t.Context(), "udp", netip.MustParseAddrPort("8.8.8.8:53"), c.packet)
+		reply := r.answer(t.Context(), message{server: netip.MustParseAddrPort("8.8.8.8:53"), packet: c.packet})
 		rcode := -1
 		if reply != nil {
 			rcode = reply.Rcode
@@ -222,7 +222,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		rec := &recorder{}
 		r := New(Config{Names: NewNames(), Policy: &policy.Policy{}, Recorder: rec, Log: log, Exists: found})
-		reply := r.answer(t.Context(), "udp", netip.MustParseAddrPort("8.8.8.8:53"), packet)
+		reply := r.answer(t.Context(), message{server: netip.MustParseAddrPort("8.8.8.8:53"), packet: packet})
 		if len(rec.events) != 1 {
 			t.Errorf("%d events for one message", len(rec.events))
 		}

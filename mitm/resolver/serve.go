@@ -43,21 +43,25 @@ func (r *Resolver) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			}
 			return fmt.Errorf("read DNS queries: %w", err)
 		}
-		asked, reply, ok := destination(control[:controlLen], v4)
-		if !ok {
-			continue
+		asked, reply, err := destination(control[:controlLen], v4)
+		if err != nil {
+			return fmt.Errorf("read the destination of a DNS query: %w", err)
 		}
-		packet := append([]byte(nil), buf[:n]...)
+		r.received.Add(1)
+		m := message{server: netip.AddrPortFrom(asked, 53), packet: append([]byte(nil), buf[:n]...)}
+		if r.config.Sender != nil {
+			m.process = r.config.Sender(from, m.server)
+		}
 		room <- struct{}{}
 		pending.Go(func() {
 			defer func() { <-room }()
-			r.answerUDP(ctx, conn, from, netip.AddrPortFrom(asked, 53), packet, reply)
+			r.answerUDP(ctx, conn, from, m, reply)
 		})
 	}
 }
 
-func (r *Resolver) answerUDP(ctx context.Context, conn *net.UDPConn, from, server netip.AddrPort, packet, control []byte) {
-	reply := r.answer(ctx, "udp", server, packet)
+func (r *Resolver) answerUDP(ctx context.Context, conn *net.UDPConn, from netip.AddrPort, m message, control []byte) {
+	reply := r.answer(ctx, m)
 	if reply == nil {
 		return
 	}
@@ -77,8 +81,8 @@ func (r *Resolver) answerUDP(ctx context.Context, conn *net.UDPConn, from, serve
 	}
 }
 
-// ServeTCP answers the messages on one connection to server until it ends.
-func (r *Resolver) ServeTCP(ctx context.Context, conn net.Conn, server netip.AddrPort) error {
+// ServeTCP answers the messages on one connection, a flow to server, until it ends.
+func (r *Resolver) ServeTCP(ctx context.Context, conn net.Conn, flow uint64, server netip.AddrPort) error {
 	var length [2]byte
 	for {
 		if err := conn.SetReadDeadline(time.Now().Add(tcpIdle)); err != nil {
@@ -94,7 +98,7 @@ func (r *Resolver) ServeTCP(ctx context.Context, conn net.Conn, server netip.Add
 		if _, err := io.ReadFull(conn, packet); err != nil {
 			return err
 		}
-		reply := r.answer(ctx, "tcp", server, packet)
+		reply := r.answer(ctx, message{flow: flow, server: server, packet: packet})
 		if reply == nil {
 			return nil
 		}
@@ -118,21 +122,20 @@ func wantDestination(conn *net.UDPConn, v4 bool) error {
 
 // destination reads the address that a datagram was sent to, and returns the
 // control message that sends the reply from there.
-func destination(control []byte, v4 bool) (asked netip.Addr, reply []byte, ok bool) {
+func destination(control []byte, v4 bool) (asked netip.Addr, reply []byte, err error) {
 	var ip net.IP
 	if v4 {
 		var cm ipv4.ControlMessage
-		if cm.Parse(control) != nil || cm.Dst == nil {
-			return netip.Addr{}, nil, false
-		}
+		err = cm.Parse(control)
 		ip, reply = cm.Dst, (&ipv4.ControlMessage{Src: cm.Dst}).Marshal()
 	} else {
 		var cm ipv6.ControlMessage
-		if cm.Parse(control) != nil || cm.Dst == nil {
-			return netip.Addr{}, nil, false
-		}
+		err = cm.Parse(control)
 		ip, reply = cm.Dst, (&ipv6.ControlMessage{Src: cm.Dst}).Marshal()
 	}
-	asked, ok = netip.AddrFromSlice(ip)
-	return asked.Unmap(), reply, ok
+	asked, ok := netip.AddrFromSlice(ip)
+	if err == nil && !ok {
+		err = errors.New("the kernel has not told it")
+	}
+	return asked.Unmap(), reply, err
 }

@@ -1,0 +1,209 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// ObserverOptions configure an Observer.
+type ObserverOptions struct {
+	Redirect   *Redirect // of the run's namespace: the two count together
+	Own4, Own6 netip.Addr
+	Layout     Layout // of the running kernel
+	// Credentials is the port of the credential server on 127.0.0.1.
+	Credentials uint16
+}
+
+// Observer knows which process of a run makes which connection. The kernel
+// detaches its programs when the process ends, however it ends.
+type Observer struct {
+	objects observeObjects
+	links   []link.Link
+}
+
+// Process is a process of a run.
+type Process struct {
+	PID, Parent int // in the host's numbers
+	UID         uint32
+	Comm        string
+	Exe         string // path of the executable, as the run sees it; "…" before one of too many names
+}
+
+// LoadObserver loads the programs. They observe nothing yet.
+func LoadObserver(opts ObserverOptions) (*Observer, error) {
+	spec, err := loadObserve()
+	if err != nil {
+		return nil, fmt.Errorf("read the observer's programs: %w", err)
+	}
+	err = errors.Join(
+		spec.Variables[observeVarOwnAddr4].Set(opts.Own4.As4()),
+		spec.Variables[observeVarOwnAddr6].Set(opts.Own6.As16()),
+		spec.Variables[observeVarKernel].Set(opts.Layout),
+		spec.Variables[observeVarCredentialPort].Set(networkOrder(opts.Credentials)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("configure the observer's programs: %w", err)
+	}
+	o := &Observer{}
+	shared := opts.Redirect.objects.redirectMaps
+	err = spec.LoadAndAssign(&o.objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
+		observeMapCounts: shared.Counts, observeMapOwners: shared.Owners, observeMapRefusals: shared.Refusals,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("load the observer's programs: %w", err)
+	}
+	return o, nil
+}
+
+// Attach makes the observer see the processes of a cgroup of version 2, which is
+// named by its folder.
+func (o *Observer) Attach(cgroup string) error {
+	for _, p := range []struct {
+		attach  ebpf.AttachType
+		program *ebpf.Program
+	}{
+		{ebpf.AttachCGroupInet4Connect, o.objects.ObserveConnect4},
+		{ebpf.AttachCGroupInet6Connect, o.objects.ObserveConnect6},
+		{ebpf.AttachCGroupUDP4Sendmsg, o.objects.ObserveSendmsg4},
+		{ebpf.AttachCGroupUDP6Sendmsg, o.objects.ObserveSendmsg6},
+		{ebpf.AttachCGroupInetEgress, o.objects.ObserveEgress},
+		{ebpf.AttachCGroupSockOps, o.objects.ObserveConnections},
+	} {
+		attached, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: p.attach, Program: p.program})
+		if err != nil {
+			return fmt.Errorf("attach %s to %s: %w", p.attach, cgroup, err)
+		}
+		o.links = append(o.links, attached)
+	}
+	return nil
+}
+
+// networkOrder is a port as the kernel's structures hold it.
+func networkOrder(port uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
+}
+
+// TCPOwner is the process that made a connection, which has just been accepted. It
+// is known for the time that takes, and no longer.
+func (o *Observer) TCPOwner(source, destination netip.AddrPort) (Process, bool) {
+	return o.owner(unix.IPPROTO_TCP, source, destination)
+}
+
+// UDPOwner is the process that sent a datagram, which has just been received.
+func (o *Observer) UDPOwner(source, destination netip.AddrPort) (Process, bool) {
+	return o.owner(unix.IPPROTO_UDP, source, destination)
+}
+
+func (o *Observer) owner(protocol uint16, source, destination netip.AddrPort) (Process, bool) {
+	key := observeFlow{
+		Source: words(source.Addr()), Destination: words(destination.Addr()),
+		SourcePort: networkOrder(source.Port()), DestinationPort: networkOrder(destination.Port()),
+		Family: unix.AF_INET6, Protocol: protocol,
+	}
+	if source.Addr().Is4() {
+		key.Family = unix.AF_INET
+	}
+	var owner observeOwner
+	if err := o.objects.Owners.Lookup(&key, &owner); err != nil {
+		return Process{}, false
+	}
+	return o.process(owner), true
+}
+
+// process adds what is known of an owner's executable.
+func (o *Observer) process(owner observeOwner) Process {
+	p := Process{
+		PID:    int(owner.Image.Pid),
+		Parent: int(owner.Parent),
+		UID:    owner.Uid,
+		Comm:   cString(owner.Comm[:]),
+	}
+	var executable observeExecutable
+	if err := o.objects.Executables.Lookup(&owner.Image, &executable); err == nil {
+		p.Exe = joinPath(executable)
+	} else {
+		// It was refused before it had sent anything.
+		p.Exe = executableOf(owner.Image)
+	}
+	return p
+}
+
+// executableOf is the executable of a process that still runs; empty when it does
+// not.
+func executableOf(image observeImage) string {
+	process := fmt.Sprintf("/proc/%d/", image.Pid)
+	exe, err := os.Readlink(process + "exe")
+	if err != nil {
+		return ""
+	}
+	// Is it the same one still? The kernel tells its start in hundredths of a
+	// second, the 22nd field of stat; the second may hold spaces.
+	stat, err := os.ReadFile(process + "stat")
+	if err != nil {
+		return ""
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 || fields[19] != strconv.FormatUint(image.Started/1e7, 10) {
+		return ""
+	}
+	return exe
+}
+
+// joinPath makes a path of names that were read from its end.
+func joinPath(e observeExecutable) string {
+	path := ""
+	for _, chars := range e.Names {
+		if name := cString(chars[:]); name != "" {
+			path = "/" + name + path
+		}
+	}
+	if e.Complete == 0 {
+		path = "…" + path
+	}
+	return path
+}
+
+// cString reads characters up to a NUL.
+func cString(chars []int8) string {
+	text := make([]byte, len(chars))
+	for i, c := range chars {
+		text[i] = byte(c)
+	}
+	before, _, _ := bytes.Cut(text, []byte{0})
+	return string(before)
+}
+
+// Attached returns an error when one of the programs is no longer attached: root on
+// the host can take them off, or remove the cgroup.
+func (o *Observer) Attached() error {
+	for _, l := range o.links {
+		info, err := l.Info()
+		if err != nil {
+			return fmt.Errorf("look at the observer's links: %w", err)
+		}
+		if info.Cgroup().CgroupId == 0 {
+			return errors.New("the observer was detached from the run's cgroup")
+		}
+	}
+	return nil
+}
+
+// Close detaches the programs and frees their maps. It may be called again.
+func (o *Observer) Close() error {
+	var errs []error
+	for _, l := range o.links {
+		errs = append(errs, l.Close())
+	}
+	o.links = nil
+	return errors.Join(append(errs, o.objects.Close())...)
+}

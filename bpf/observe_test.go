@@ -1,0 +1,314 @@
+package bpf_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"agentops/bpf"
+	"agentops/netns"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// observed is a boundary whose processes are in a cgroup that is observed.
+type observed struct {
+	*boundary
+	*bpf.Observer
+	cgroup *os.File
+}
+
+func newObserved(t *testing.T) *observed {
+	t.Helper()
+	return observe(t, newBoundary(t), 0)
+}
+
+func observe(t *testing.T, b *boundary, credentials uint16) *observed {
+	t.Helper()
+	o := &observed{boundary: b}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+	if err != nil || len(mounts) == 0 {
+		t.Fatalf("no cgroup2: %v", err)
+	}
+	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(t.Name()))
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	})
+	if o.cgroup, err = os.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.cgroup.Close() })
+	layout, err := bpf.ReadLayout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Observer, err = bpf.LoadObserver(bpf.ObserverOptions{
+		Redirect: o.redirect, Own4: netns.Own4, Own6: netns.Own6, Credentials: credentials, Layout: layout,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := o.Observer.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := o.Attach(path); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// start starts a script of bash's in the namespace and the cgroup.
+func (o *observed) start(t *testing.T, script string) *exec.Cmd {
+	t.Helper()
+	cmd := o.command(script)
+	if err := o.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func (o *observed) command(script string) *exec.Cmd {
+	cmd := exec.Command("/bin/bash", "-c", script)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(o.cgroup.Fd())}
+	return cmd
+}
+
+func (o *observed) counted(t *testing.T) bpf.Counts {
+	t.Helper()
+	counts, err := o.redirect.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counts
+}
+
+func (o *observed) check(t *testing.T, what string, cmd *exec.Cmd, got bpf.Process, ok bool) {
+	t.Helper()
+	exe, err := filepath.EvalSymlinks("/bin/bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bpf.Process{PID: cmd.Process.Pid, Parent: os.Getpid(), UID: 0, Comm: "bash", Exe: exe}
+	if !ok || got != want {
+		t.Errorf("the owner of %s is %+v, %v, want %+v", what, got, ok, want)
+	}
+}
+
+func TestConnectionsHaveTheirProcess(t *testing.T) {
+	o := newObserved(t)
+	for _, c := range []struct {
+		address  string
+		listener *net.TCPListener
+	}{
+		{"203.0.113.7/443", o.tcp4},
+		{"2001:db8::7/443", o.tcp6},
+		{"::ffff:203.0.113.8/80", o.tcp4},
+	} {
+		// It has ended before the connection is looked at.
+		cmd := o.start(t, "exec 3<>/dev/tcp/"+c.address)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("connect to %s: %v", c.address, err)
+			continue
+		}
+		conn, err := c.listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		process, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
+		o.check(t, c.address, cmd, process, ok)
+	}
+	if counts := o.counted(t); counts.TCP != 3 {
+		t.Errorf("%d connections are counted, want 3", counts.TCP)
+	}
+}
+
+// Between the run's own processes a connection is nobody's business; that to the
+// credential server is the host's.
+func TestLoopbackIsNotCounted(t *testing.T) {
+	b := newBoundary(t)
+	server, err := b.Listen("tcp4", netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	o := observe(t, b, endpoint(server.Addr()).Port())
+	cmd := o.start(t, "exec 3<>/dev/tcp/"+strings.Replace(server.Addr().String(), ":", "/", 1))
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	process, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
+	o.check(t, "the credential server's connection", cmd, process, ok)
+	if counts := o.counted(t); counts.TCP != 0 {
+		t.Errorf("%d connections to the proxy are counted, want none", counts.TCP)
+	}
+}
+
+func TestDatagramsHaveTheirProcess(t *testing.T) {
+	o := newObserved(t)
+	cmd := o.start(t, "echo question > /dev/udp/192.0.2.53/53")
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16)
+	_, from, err := o.dns4.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, ok := o.UDPOwner(from, netip.MustParseAddrPort("192.0.2.53:53"))
+	o.check(t, "a question", cmd, process, ok)
+	if counts := o.counted(t); counts.DNS != 1 || counts.Refused != 0 {
+		t.Errorf("counts are %+v, want one datagram to the resolver", counts)
+	}
+}
+
+func TestRefusalsNameTheProcess(t *testing.T) {
+	o := newObserved(t)
+	for _, c := range []struct {
+		script, protocol, destination string
+		fails                         bool // what the run tries fails in its own call
+	}{
+		{"echo quic > /dev/udp/203.0.113.7/443", "udp", "203.0.113.7:443", false},
+		{"echo quic > /dev/udp/2001:db8::7/443", "udp", "[2001:db8::7]:443", false},
+		{"echo hello > /dev/udp/224.0.0.251/5353", "udp", "224.0.0.251:5353", true},
+		{"echo hello > /dev/udp/ff02::fb/5353", "udp", "[ff02::fb]:5353", true},
+		{"echo hello > /dev/udp/::ffff:224.0.0.251/5353", "udp", "224.0.0.251:5353", true},
+		{"echo hello > /dev/tcp/255.255.255.255/80", "tcp", "255.255.255.255:80", true},
+	} {
+		// It waits for us, so that it can still be looked at.
+		cmd := o.command("{ " + c.script + "; } 2>/dev/null; echo $?; read line")
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Do(cmd.Start); err != nil {
+			t.Fatal(err)
+		}
+		code := make([]byte, 2)
+		if _, err := io.ReadFull(stdout, code); err != nil || (code[0] != '0') != c.fails {
+			t.Errorf("%s: exit code %s, %v", c.script, code, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // what is in the buffer comes all the same
+		seen := 0
+		err = o.redirect.Refusals(ctx, o.Observer, func(r bpf.Refusal) error {
+			seen++
+			if r.Protocol != c.protocol || r.Destination.String() != c.destination {
+				t.Errorf("%s: refused %s to %s", c.script, r.Protocol, r.Destination)
+			}
+			if r.Process == nil {
+				t.Errorf("%s: the process is not known", c.script)
+				return nil
+			}
+			o.check(t, c.script, cmd, *r.Process, true)
+			return nil
+		})
+		if err != nil || seen != 1 {
+			t.Errorf("%s: %d refusals, %v", c.script, seen, err)
+		}
+		stdin.Close()
+		_ = cmd.Wait() // its code is that of read
+	}
+	if counts := o.counted(t); counts.Refused != 6 || counts.Lost != 0 {
+		t.Errorf("counts are %+v, want 6 refused", counts)
+	}
+}
+
+// One send can make many datagrams of what it is given (UDP_SEGMENT), which the
+// redirect would count as one.
+func TestSegmentedDatagramsAreRefused(t *testing.T) {
+	o := newObserved(t)
+	script := `exec /usr/bin/python3 -c '
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(17, 103, 100)  # UDP_SEGMENT
+try:
+    s.sendto(bytes(1000), ("192.0.2.53", 53))
+except PermissionError:
+    s.sendto(bytes(100), ("192.0.2.53", 53))
+'`
+	if err := o.start(t, script).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if counts := o.counted(t); counts.DNS != 1 || counts.Refused != 1 {
+		t.Errorf("counts are %+v, want one datagram of one segment and one refusal", counts)
+	}
+}
+
+func TestDetachedProgramsAreNoticed(t *testing.T) {
+	o := newObserved(t)
+	if err := o.redirect.Attached(); err != nil {
+		t.Error(err)
+	}
+	if err := o.Observer.Attached(); err != nil {
+		t.Error(err)
+	}
+	detach(t, o.cgroup, o.File())
+	if err := o.redirect.Attached(); err == nil {
+		t.Error("the redirect was detached and does not say so")
+	}
+	if err := o.Observer.Attached(); err == nil {
+		t.Error("the observer was detached and does not say so")
+	}
+}
+
+// detach takes off all programs of a cgroup and of a namespace, as root on the host
+// can.
+func detach(t *testing.T, cgroup, namespace *os.File) {
+	t.Helper()
+	var inCgroup, inNamespace unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(cgroup.Fd()), &inCgroup), unix.Fstat(int(namespace.Fd()), &inNamespace)); err != nil {
+		t.Fatal(err)
+	}
+	it := new(link.Iterator)
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ofCgroup := info.Type == link.CgroupType && info.Cgroup().CgroupId == inCgroup.Ino
+		ofNamespace := info.Type == link.NetNsType && uint64(info.NetNs().NetnsInode) == inNamespace.Ino
+		if !ofCgroup && !ofNamespace {
+			continue
+		}
+		if err := it.Link.Detach(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := it.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func endpoint(addr net.Addr) netip.AddrPort {
+	ap := addr.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
