@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -33,14 +34,14 @@ func newObserved(t *testing.T) *observed {
 	return observe(t, newBoundary(t), 0)
 }
 
-func observe(t *testing.T, b *boundary, credentials uint16) *observed {
+func observe(t testing.TB, b *boundary, credentials uint16) *observed {
 	t.Helper()
 	o := &observed{boundary: b}
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
 	if err != nil || len(mounts) == 0 {
 		t.Fatalf("no cgroup2: %v", err)
 	}
-	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(t.Name()))
+	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(strings.NewReplacer("/", "-", "=", "-").Replace(t.Name())))
 	if err := os.Mkdir(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -311,4 +312,62 @@ func detach(t *testing.T, cgroup, namespace *os.File) {
 func endpoint(addr net.Addr) netip.AddrPort {
 	ap := addr.(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// The connections of a benchmark are made by this program, started again.
+func TestMain(m *testing.M) {
+	if address := os.Getenv("BENCH_CONNECT"); address != "" {
+		var n int
+		if _, err := fmt.Fscan(os.Stdin, &n); err != nil {
+			panic(err)
+		}
+		for range n {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				panic(err)
+			}
+			conn.Close()
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// What it costs a connection that its process is known: compare the two.
+func BenchmarkConnect(b *testing.B) {
+	for _, with := range []bool{false, true} {
+		b.Run(fmt.Sprintf("observed=%v", with), func(b *testing.B) {
+			o := observe(b, newBoundary(b), 0)
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), "BENCH_CONNECT=203.0.113.7:443")
+			cmd.Stderr = os.Stderr
+			if with {
+				cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(o.cgroup.Fd())}
+			}
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := o.Do(cmd.Start); err != nil {
+				b.Fatal(err)
+			}
+			b.ResetTimer()
+			fmt.Fprintln(stdin, b.N)
+			for range b.N {
+				conn, err := o.tcp4.Accept()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if with {
+					if _, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr())); !ok {
+						b.Fatal("a connection has no owner")
+					}
+				}
+				conn.Close()
+			}
+			if err := cmd.Wait(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
 }
