@@ -9,20 +9,19 @@ type Counts struct {
 	KernelRefused uint64 `json:"kernel_refused"` // datagrams and connections that the kernel refused
 }
 
-// Differences says in words what the kernel has counted and the journal does not
-// tell, or the other way round.
-func (kernel Counts) Differences(journal Counts) []string {
+// Differences says in words where the kernel's counts are not the journal's.
+func (c Counts) Differences(journal Counts) []string {
 	var differences []string
-	for _, c := range []struct {
+	for _, count := range []struct {
 		what            string
 		kernel, journal uint64
 	}{
-		{"connections to the proxy", kernel.Flows, journal.Flows},
-		{"datagrams to the resolver", kernel.Datagrams, journal.Datagrams},
-		{"refusals of its own", kernel.KernelRefused, journal.KernelRefused},
+		{"connections to the proxy", c.Flows, journal.Flows},
+		{"datagrams to the resolver", c.Datagrams, journal.Datagrams},
+		{"refusals of its own", c.KernelRefused, journal.KernelRefused},
 	} {
-		if c.kernel != c.journal {
-			differences = append(differences, fmt.Sprintf("the kernel has counted %d %s, the journal tells of %d", c.kernel, c.what, c.journal))
+		if count.kernel != count.journal {
+			differences = append(differences, fmt.Sprintf("the kernel has counted %d %s, the journal tells of %d", count.kernel, count.what, count.journal))
 		}
 	}
 	return differences
@@ -37,27 +36,27 @@ type countable struct {
 }
 
 // add counts one event of a journal.
-func (journal *Counts) add(kind string, e countable) {
+func (c *Counts) add(kind string, e countable) {
 	switch kind {
 	case "flow.open":
-		journal.Flows++
+		c.Flows++
 	case "dns.query":
 		if e.Flow == 0 { // else it came over a connection
-			journal.Datagrams++
+			c.Datagrams++
 		}
 	case "refused":
 		switch {
 		case e.Flow != 0 || e.Protocol == "syscall": // by others than the redirect
 		case e.Protocol == "dns": // no question, but a datagram
-			journal.Datagrams++
+			c.Datagrams++
 		default:
-			journal.KernelRefused++
+			c.KernelRefused++
 		}
 	case "lost":
 		if e.What == LostDatagrams {
-			journal.Datagrams += e.Count
+			c.Datagrams += e.Count
 		} else {
-			journal.KernelRefused += e.Count
+			c.KernelRefused += e.Count
 		}
 	}
 }

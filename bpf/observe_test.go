@@ -25,8 +25,8 @@ import (
 // observed is a boundary whose processes are in a cgroup that is observed.
 type observed struct {
 	*boundary
-	*bpf.Observer
-	cgroup *os.File
+	observer *bpf.Observer
+	cgroup   *os.File
 }
 
 func newObserved(t *testing.T) *observed {
@@ -58,18 +58,18 @@ func observe(t testing.TB, b *boundary, credentials uint16) *observed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Observer, err = bpf.LoadObserver(bpf.ObserverOptions{
+	o.observer, err = bpf.LoadObserver(bpf.ObserverOptions{
 		Redirect: o.redirect, Own4: netns.Own4, Own6: netns.Own6, Credentials: credentials, Layout: layout,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := o.Observer.Close(); err != nil {
+		if err := o.observer.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := o.Attach(path); err != nil {
+	if err := o.observer.Attach(path); err != nil {
 		t.Fatal(err)
 	}
 	return o
@@ -134,7 +134,7 @@ func TestConnectionsHaveTheirProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.Close()
-		process, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
+		process, ok := o.observer.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
 		o.check(t, c.address, cmd, process, ok)
 	}
 	if counts := o.counted(t); counts.TCP != 3 {
@@ -161,7 +161,7 @@ func TestLoopbackIsNotCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
-	process, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
+	process, ok := o.observer.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
 	o.check(t, "the credential server's connection", cmd, process, ok)
 	if counts := o.counted(t); counts.TCP != 0 {
 		t.Errorf("%d connections to the proxy are counted, want none", counts.TCP)
@@ -179,7 +179,7 @@ func TestDatagramsHaveTheirProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	process, ok := o.UDPOwner(from, netip.MustParseAddrPort("192.0.2.53:53"))
+	process, ok := o.observer.UDPOwner(from, netip.MustParseAddrPort("192.0.2.53:53"))
 	o.check(t, "a question", cmd, process, ok)
 	if counts := o.counted(t); counts.DNS != 1 || counts.Refused != 0 {
 		t.Errorf("counts are %+v, want one datagram to the resolver", counts)
@@ -219,7 +219,7 @@ func TestRefusalsNameTheProcess(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel() // what is in the buffer comes all the same
 		seen := 0
-		err = o.redirect.Refusals(ctx, o.Observer, func(r bpf.Refusal) error {
+		err = o.redirect.Refusals(ctx, o.observer, func(r bpf.Refusal) error {
 			seen++
 			if r.Protocol != c.protocol || r.Destination.String() != c.destination {
 				t.Errorf("%s: refused %s to %s", c.script, r.Protocol, r.Destination)
@@ -268,14 +268,14 @@ func TestDetachedProgramsAreNoticed(t *testing.T) {
 	if err := o.redirect.Attached(); err != nil {
 		t.Error(err)
 	}
-	if err := o.Observer.Attached(); err != nil {
+	if err := o.observer.Attached(); err != nil {
 		t.Error(err)
 	}
 	detach(t, o.cgroup, o.File())
 	if err := o.redirect.Attached(); err == nil {
 		t.Error("the redirect was detached and does not say so")
 	}
-	if err := o.Observer.Attached(); err == nil {
+	if err := o.observer.Attached(); err == nil {
 		t.Error("the observer was detached and does not say so")
 	}
 }
@@ -359,7 +359,7 @@ func BenchmarkConnect(b *testing.B) {
 					b.Fatal(err)
 				}
 				if with {
-					if _, ok := o.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr())); !ok {
+					if _, ok := o.observer.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr())); !ok {
 						b.Fatal("a connection has no owner")
 					}
 				}
