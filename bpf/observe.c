@@ -292,6 +292,9 @@ int observe_egress(struct __sk_buff *skb)
 	}
 	if (owner)
 		bpf_map_update_elem(&owners, &flow, owner, BPF_ANY);
+	// Here, since the redirect is also asked where an ICMP error belongs.
+	if (flow.protocol == IPPROTO_UDP && flow.destination_port == bpf_htons(53))
+		count(COUNT_DNS);
 	return 1;
 }
 

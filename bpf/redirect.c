@@ -95,12 +95,8 @@ int redirect(struct bpf_sk_lookup *ctx)
 	int v6 = ctx->family == AF_INET6;
 	if (ctx->protocol == IPPROTO_TCP)
 		return give(ctx, v6 ? SOCKET_TCP6 : SOCKET_TCP4);
-	if (ctx->protocol == IPPROTO_UDP && ctx->local_port == 53) {
-		int verdict = give(ctx, v6 ? SOCKET_DNS6 : SOCKET_DNS4);
-		if (verdict == SK_PASS)
-			count(COUNT_DNS);
-		return verdict;
-	}
+	if (ctx->protocol == IPPROTO_UDP && ctx->local_port == 53)
+		return give(ctx, v6 ? SOCKET_DNS6 : SOCKET_DNS4);
 
 	// Any other datagram. The sender gets ICMP port unreachable at once.
 	return refuse(ctx);

@@ -14,7 +14,7 @@ import (
 // Counts are the kernel's own, of what a run has sent.
 type Counts struct {
 	TCP     uint64 // connections that the run has established to the proxy
-	DNS     uint64 // datagrams given to the DNS sockets
+	DNS     uint64 // datagrams that the run has sent to the DNS sockets
 	Refused uint64 // datagrams refused, and connections to addresses that no one host has
 	Lost    uint64 // of those, the ones that no Refusal tells of, for want of room
 }

@@ -35,7 +35,7 @@ static __always_inline int is_own6(__u32 a, __u32 b, __u32 c, __u32 d)
 /* Indexes of counts. */
 enum {
 	COUNT_TCP,     /* connections that the run has established to the proxy */
-	COUNT_DNS,     /* datagrams given to the resolver */
+	COUNT_DNS,     /* datagrams that the run has sent to the resolver */
 	COUNT_REFUSED, /* datagrams refused */
 	COUNT_LOST,    /* refusals for which the ring buffer had no room */
 	COUNTS,

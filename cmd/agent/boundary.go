@@ -26,7 +26,6 @@ type boundary struct {
 	credentials *net.TCPListener
 	redirect    *bpf.Redirect
 	observer    *bpf.Observer
-	probed      bpf.Counts // what the probes have counted
 }
 
 // newBoundary makes a namespace with the host's listeners in it. Until attach has
@@ -131,9 +130,7 @@ func (b *boundary) probe() error {
 			return fmt.Errorf("the redirect does not hold: a datagram to %s: %w", target, err)
 		}
 	}
-	var err error
-	b.probed, err = b.redirect.Counts()
-	return err
+	return nil
 }
 
 func (b *boundary) probeTCP(listener *net.TCPListener, target netip.AddrPort) error {
@@ -182,16 +179,6 @@ func (b *boundary) dial(network string, target netip.AddrPort) (conn net.Conn, e
 		return err
 	})
 	return conn, err
-}
-
-// counts are what the kernel has redirected and refused of the run's.
-func (b *boundary) counts() (bpf.Counts, error) {
-	c, err := b.redirect.Counts()
-	if err != nil {
-		return bpf.Counts{}, err
-	}
-	c.DNS -= b.probed.DNS // the probes' connections were not made in the run's cgroup
-	return c, nil
 }
 
 // dropped is how many datagrams found no room in the resolver's sockets.

@@ -376,7 +376,7 @@ const settleTimeout = time.Second
 // resolver has been taken by them. No process of the run is left to make more. It
 // returns what the kernel has counted, and the datagrams that found no room.
 func (r *execution) settle() (counts bpf.Counts, lost uint64, err error) {
-	if counts, err = r.boundary.counts(); err != nil {
+	if counts, err = r.boundary.redirect.Counts(); err != nil {
 		return counts, 0, err
 	}
 	for deadline := time.Now().Add(settleTimeout); ; time.Sleep(time.Millisecond) {
