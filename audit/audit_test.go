@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,9 +14,27 @@ import (
 	"agentops/audit"
 )
 
-// record writes a journal of n events between run.start and run.exit and
-// returns its lines, newlines included, and its seal.
-func record(t *testing.T, n int) ([][]byte, audit.Seal) {
+// newKey makes a host's key.
+func newKey(t testing.TB) *audit.Key {
+	t.Helper()
+	key, err := audit.LoadKey(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func keysOf(keys ...*audit.Key) audit.Keys {
+	public := make(audit.Keys)
+	for _, key := range keys {
+		public.Add(key.Public())
+	}
+	return public
+}
+
+// record writes a journal of n events between run.start and run.exit, signed by
+// key, and returns its lines, newlines included but for the last, and its seal.
+func record(t testing.TB, key *audit.Key, n int) ([][]byte, audit.Seal) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j, err := audit.Create(path, "run-1")
@@ -30,7 +49,7 @@ func record(t *testing.T, n int) ([][]byte, audit.Seal) {
 			t.Fatal(err)
 		}
 	}
-	seal, err := j.Seal(&audit.RunExit{})
+	seal, err := j.Seal(&audit.RunExit{}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,9 +60,18 @@ func record(t *testing.T, n int) ([][]byte, audit.Seal) {
 	return bytes.SplitAfter(data[:len(data)-1], []byte("\n")), seal
 }
 
-func verify(t *testing.T, data []byte, seal *audit.Seal) *audit.Report {
+func marshal(t testing.TB, seal audit.Seal, key *audit.Key) []byte {
 	t.Helper()
-	report, err := audit.Verify(bytes.NewReader(data), seal, nil)
+	content, err := seal.Marshal(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func verify(t *testing.T, data, seal []byte, keys audit.Keys) *audit.Report {
+	t.Helper()
+	report, err := audit.Verify(bytes.NewReader(data), seal, keys, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,12 +79,19 @@ func verify(t *testing.T, data []byte, seal *audit.Seal) *audit.Report {
 }
 
 func TestJournalHolds(t *testing.T) {
-	lines, seal := record(t, 5)
+	key := newKey(t)
+	lines, seal := record(t, key, 5)
 	journal := append(bytes.Join(lines, nil), '\n')
-	for _, s := range []*audit.Seal{nil, &seal} {
-		if report := verify(t, journal, s); !report.Verified() || report.Lines != 7 || report.Run != "run-1" {
-			t.Errorf("seal %v: %+v", s, report)
+	for _, s := range [][]byte{nil, marshal(t, seal, key)} {
+		for _, keys := range []audit.Keys{keysOf(key), keysOf(newKey(t), key)} {
+			report := verify(t, journal, s, keys)
+			if !report.Verified() || report.Lines != 7 || report.Run != "run-1" || !slices.Equal(report.SignedBy, []string{key.ID()}) {
+				t.Errorf("seal %s: %+v", s, report)
+			}
 		}
+	}
+	if report := verify(t, journal, nil, nil); !report.Verified() || report.SignedBy != nil {
+		t.Errorf("without keys: %+v", report)
 	}
 	var line map[string]any
 	if err := json.Unmarshal(lines[1], &line); err != nil {
@@ -71,19 +106,28 @@ func TestJournalHolds(t *testing.T) {
 
 // Every byte of a journal counts: flip each, one at a time.
 func TestEveryChangedByteIsFound(t *testing.T) {
-	lines, seal := record(t, 2)
+	key := newKey(t)
+	lines, seal := record(t, key, 2)
 	journal := append(bytes.Join(lines, nil), '\n')
-	for i := range journal {
-		changed := bytes.Clone(journal)
-		changed[i] ^= 1
-		if report := verify(t, changed, &seal); report.Verified() {
-			t.Fatalf("byte %d changed from %q to %q unseen", i, journal[i], changed[i])
+	kept := marshal(t, seal, key)
+	flip := func(content []byte, verify func([]byte) *audit.Report) {
+		for i := range content {
+			changed := bytes.Clone(content)
+			changed[i] ^= 1
+			if verify(changed).Verified() {
+				t.Fatalf("byte %d of %q changed from %q to %q unseen", i, content, content[i], changed[i])
+			}
 		}
 	}
+	flip(journal, func(changed []byte) *audit.Report { return verify(t, changed, kept, nil) })
+	flip(journal, func(changed []byte) *audit.Report { return verify(t, changed, nil, keysOf(key)) })
+	flip(kept, func(changed []byte) *audit.Report { return verify(t, journal, changed, keysOf(key)) })
 }
 
 func TestRemovedReorderedAndTruncatedLinesAreFound(t *testing.T) {
-	lines, seal := record(t, 5)
+	key := newKey(t)
+	lines, seal := record(t, key, 5)
+	kept := marshal(t, seal, key)
 	last := len(lines) - 1
 	join := func(parts ...[][]byte) []byte {
 		var all []byte
@@ -96,7 +140,7 @@ func TestRemovedReorderedAndTruncatedLinesAreFound(t *testing.T) {
 	}
 	cases := map[string]struct {
 		journal []byte
-		seal    *audit.Seal
+		seal    []byte
 		problem string
 	}{
 		"first line removed":       {join(lines[1:]), nil, "line 1 has seq 1"},
@@ -104,17 +148,17 @@ func TestRemovedReorderedAndTruncatedLinesAreFound(t *testing.T) {
 		"lines swapped":            {join(lines[:2], lines[3:4], lines[2:3], lines[4:]), nil, "line 3 has seq 3"},
 		"line doubled":             {join(lines[:3], lines[2:]), nil, "line 4 has seq 2"},
 		"last line removed":        {join(lines[:last]), nil, "does not end with run.exit"},
-		"last lines, with seal":    {join(lines[:last]), &seal, "its seal says 7"},
+		"last lines, with seal":    {join(lines[:last]), kept, "its seal says 7"},
 		"cut within a line":        {join(lines)[:len(join(lines))-3], nil, "line 7 is cut off"},
-		"nothing left":             {nil, &seal, "the journal is empty"},
+		"nothing left":             {nil, kept, "the journal is empty"},
 		"a line that is no JSON":   {join(lines[:last], [][]byte{[]byte("x")}, lines[last:]), nil, "line 7 is no event"},
-		"another run's seal":       {join(lines), &audit.Seal{Run: "run-2", Lines: seal.Lines, SHA256: seal.SHA256}, "its seal of run"},
-		"interrupted":              {join(lines[:last]), &audit.Seal{Run: "run-1", Interrupted: true}, "interrupted"},
+		"another run's seal":       {join(lines), marshal(t, audit.Seal{Run: "run-2", Lines: seal.Lines, SHA256: seal.SHA256}, key), "its seal of run"},
+		"interrupted":              {join(lines[:last]), marshal(t, audit.Seal{Run: "run-1", Interrupted: true}, key), "interrupted"},
 		"a line beyond all bounds": {append(bytes.Repeat([]byte("x"), 2<<20), '\n'), nil, "longer than"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			report := verify(t, c.journal, c.seal)
+			report := verify(t, c.journal, c.seal, keysOf(key))
 			if !strings.Contains(strings.Join(report.Problems, "\n"), c.problem) {
 				t.Errorf("problems are %q, want one with %q", report.Problems, c.problem)
 			}
@@ -133,7 +177,8 @@ func TestHostileStringsStayInTheirField(t *testing.T) {
 	if err := errors.Join(j.Append(audit.RunStart{Command: []string{hostile}}), j.Append(audit.DNSQuery{Name: hostile})); err != nil {
 		t.Fatal(err)
 	}
-	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Datagrams: 1}, Error: hostile})
+	key := newKey(t)
+	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Datagrams: 1}, Error: hostile}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +192,7 @@ func TestHostileStringsStayInTheirField(t *testing.T) {
 	if bytes.ContainsAny(data, "\x1b\x00\r") {
 		t.Errorf("control characters in %q", data)
 	}
-	if report := verify(t, data, &seal); !report.Verified() {
+	if report := verify(t, data, marshal(t, seal, key), keysOf(key)); !report.Verified() {
 		t.Errorf("problems: %q", report.Problems)
 	}
 }
@@ -172,7 +217,8 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 800}})
+	key := newKey(t)
+	seal, err := j.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 800}}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +226,7 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report := verify(t, data, &seal); !report.Verified() || report.Lines != 802 {
+	if report := verify(t, data, marshal(t, seal, key), keysOf(key)); !report.Verified() || report.Lines != 802 {
 		t.Errorf("%d lines, problems %q", report.Lines, report.Problems)
 	}
 	var exit audit.RunExit
@@ -203,7 +249,7 @@ func TestAFailedJournalTakesNothingMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.Seal(&audit.RunExit{}); err != nil {
+	if _, err := j.Seal(&audit.RunExit{}, newKey(t)); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Append(audit.RunStart{}); !errors.Is(err, audit.ErrSealed) {
@@ -217,17 +263,30 @@ func TestAFailedJournalTakesNothingMore(t *testing.T) {
 }
 
 func FuzzVerify(f *testing.F) {
-	f.Add([]byte(`{"seq":0,"time":"2026-11-23T17:12:00Z","run":"r","type":"run.start","prev":""}` + "\n"))
-	f.Add([]byte("\n\n{}\n"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		report, err := audit.Verify(bytes.NewReader(data), nil, nil)
+	key := newKey(f)
+	lines, seal := record(f, key, 1)
+	journal, kept := append(bytes.Join(lines, nil), '\n'), marshal(f, seal, key)
+	f.Add(journal, kept)
+	f.Add(journal[:len(journal)-2], kept[:len(kept)-2])
+	f.Add([]byte(`{"seq":0,"time":"2026-11-23T17:12:00Z","run":"r","type":"run.start","prev":""}`+"\n"), []byte("{}\n"))
+	f.Add([]byte("\n\n{}\n"), []byte{})
+	f.Add([]byte(`{"type":"run.exit","key":"0123456789abcdef","signature":"}`+"\n"), []byte(`,"key":"0123456789abcdef","signature":""}`))
+	f.Fuzz(func(t *testing.T, journal, kept []byte) {
+		report, err := audit.Verify(bytes.NewReader(journal), kept, keysOf(key), nil)
 		if err != nil {
+			t.Fatal(err)
+		}
+		// The key has signed one journal.
+		if report.Verified() && report.SHA256 != seal.SHA256 {
+			t.Errorf("%q is verified", journal)
+		}
+		if report, err = audit.Verify(bytes.NewReader(journal), nil, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		// Without a way to choose a hash there is no journal of one line
 		// that both starts and ends.
 		if report.Verified() && report.Lines < 2 {
-			t.Errorf("%q is verified", data)
+			t.Errorf("%q is verified", journal)
 		}
 	})
 }

@@ -46,7 +46,8 @@ func TestKernelAndJournalMustAgree(t *testing.T) {
 			}
 		}
 		exit := &audit.RunExit{Kernel: c.kernel}
-		seal, err := j.Seal(exit)
+		key := newKey(t)
+		seal, err := j.Seal(exit, key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,9 +58,12 @@ func TestKernelAndJournalMustAgree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		report := verify(t, data, &seal)
+		report := verify(t, data, marshal(t, seal, key), keysOf(key))
 		if got := strings.Join(report.Problems, "; "); got != c.want {
 			t.Errorf("%s: problems are %q, want %q", name, got, c.want)
+		}
+		if report.Changed {
+			t.Errorf("%s: the journal counts as changed since it was sealed", name)
 		}
 	}
 }

@@ -1,5 +1,6 @@
 // Package audit is a run's evidence: an append-only journal of events, one JSON
-// object a line, each line chained to the one before it by SHA-256.
+// object a line, each line chained to the one before it by SHA-256; the last one
+// is signed by the host, and a ledger has every journal's.
 package audit
 
 import (
@@ -27,17 +28,6 @@ type Header struct {
 	Run  string `json:"run"`
 	Type string `json:"type"`
 	Prev string `json:"prev"` // SHA-256 of the line before, without its newline; zeros for the first
-}
-
-// Seal is a finished journal's length and last hash. It is kept outside the
-// journal, so that lines cut from its end are missed.
-type Seal struct {
-	Run    string `json:"run"`
-	Lines  uint64 `json:"lines"`
-	SHA256 string `json:"sha256"` // of the last line, without its newline
-	// Interrupted: the agent ended before it could write run.exit; the seal
-	// was made later, over what it had written.
-	Interrupted bool `json:"interrupted,omitempty"`
 }
 
 // Journal is an open journal. It is safe for concurrent use.
@@ -80,15 +70,19 @@ func Create(path, run string) (*Journal, error) {
 func (j *Journal) Append(e Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.append(e)
+	return j.append(e, nil)
 }
 
-func (j *Journal) append(e Event) error {
+// append writes an event, as a line that a key has signed unless that is nil.
+func (j *Journal) append(e Event, key *Key) error {
 	if j.err != nil {
 		return j.err
 	}
 	line, err := j.encode(e)
 	if err == nil {
+		if key != nil {
+			line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
+		}
 		err = j.write(line)
 	}
 	if err != nil {
@@ -204,14 +198,15 @@ func (j *Journal) Close() error {
 	return j.file.Close()
 }
 
-// Seal writes run.exit with the journal's totals as the last line, brings the
-// file to the disk and closes it. The totals are filled in for the caller. The seal
-// it returns belongs outside the journal.
-func (j *Journal) Seal(exit *RunExit) (Seal, error) {
+// Seal writes run.exit with the journal's totals as the last line, signed, which
+// by the chain signs all before it; brings the file to the disk and closes it. The
+// totals are filled in for the caller. The seal it returns belongs outside the
+// journal.
+func (j *Journal) Seal(exit *RunExit, key *Key) (Seal, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	exit.Totals = j.totals
-	err := j.append(*exit)
+	err := j.append(*exit, key)
 	if err == nil {
 		if err = j.file.Sync(); err != nil {
 			err = fmt.Errorf("sync the journal: %w", err)

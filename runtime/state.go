@@ -121,6 +121,26 @@ func readRecord(dir string) (Record, error) {
 	return record, nil
 }
 
+// Records returns the records of all claims in runDir: of runs that go on, and of
+// those whose agents were killed and that no Sweep has come to yet.
+func Records(runDir string) ([]Record, error) {
+	entries, err := os.ReadDir(runDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the records of runs: %w", err)
+	}
+	var records []Record
+	for _, entry := range entries {
+		// One without a record has not begun, or is over.
+		if record, err := readRecord(filepath.Join(runDir, entry.Name())); err == nil {
+			records = append(records, record)
+		}
+	}
+	return records, nil
+}
+
 // lockFolder takes the lock of a live folder, without waiting: EWOULDBLOCK says
 // that an agent has it, os.ErrNotExist that the folder went away meanwhile.
 func lockFolder(dir string) (*os.File, error) {

@@ -19,49 +19,115 @@ import (
 
 func newAuditCommand(e *env) *cobra.Command {
 	var asJSON bool
+	var keys []string
 	cmd := &cobra.Command{
 		Use:   "audit [RUN|last]",
 		Short: "Verify the journal of a run and show it",
 		Long: `Verify that no line of a run's journal was changed, removed, reordered or cut
-off, and show it. RUN is an id, a name (of several runs the last), or "last".
-The exit code is 1 when the journal does not hold.`,
+off, that this host has signed it, and that its ledger has it; and show it. RUN
+is an id, a name (of several runs the last), or "last". The exit code is 1 when
+the journal does not hold.`,
 		Example: `  agent audit last
   agent audit last --json | jq '.events[] | select(.type == "http.request") | .url'
-  agent audit verify journal.jsonl`,
+  agent audit ledger
+  agent audit key > host.pub
+  agent audit verify journal.jsonl --key host.pub`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			which := "last"
 			if len(args) == 1 {
 				which = args[0]
 			}
-			folder, err := e.findRun(which)
+			return e.showAudit(which, keys, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object: run, verified, problems, events, signed_by")
+	addKeyFlag(cmd, &keys)
+	cmd.AddCommand(newAuditVerifyCommand(e), newAuditLedgerCommand(e), newAuditKeyCommand(e))
+	return cmd
+}
+
+func newAuditVerifyCommand(e *env) *cobra.Command {
+	var keys []string
+	cmd := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Verify a journal file, on any machine",
+		Long: `Verify a journal file. A seal.json beside it is compared with it as well. Without
+the key of the host that wrote it only its chain is checked, which whoever can
+write the file can make anew. The exit code is 1 when the journal does not hold.`,
+		Example: `  agent audit verify journal.jsonl --key host.pub`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			pinned, err := readKeys(keys)
 			if err != nil {
 				return err
 			}
-			return e.showAudit(filepath.Join(folder, journalName), asJSON)
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object: run, verified, problems, events")
-	cmd.AddCommand(&cobra.Command{
-		Use:   "verify FILE",
-		Short: "Verify a journal file, on any machine",
-		Long: `Verify a journal file. A seal.json beside it is compared with it as well. The
-exit code is 1 when the journal does not hold.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			report, err := e.verifyJournal(args[0], nil)
+			report, err := verifyJournal(args[0], pinned, nil)
 			if err != nil {
 				return err
 			}
 			printVerdict(e.stdout, report)
 			return verdictError(report)
 		},
-	})
+	}
+	addKeyFlag(cmd, &keys)
 	return cmd
 }
 
-// verifyJournal checks a journal against its chain and the seal beside it.
-func (e *env) verifyJournal(path string, visit func(audit.Header, []byte) error) (*audit.Report, error) {
+func newAuditKeyCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "key",
+		Short: "Print the public half of the key that signs this host's journals",
+		Long: `Print the public half of the key that signs this host's journals and its ledger,
+for --key on another machine. The key is made if there is none yet.`,
+		Example: `  agent audit key > host.pub`,
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			key, err := e.auditKey()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(e.stdout, "agentops audit key %s\n%s", key.ID(), key.PEM())
+			return err
+		},
+	}
+}
+
+func addKeyFlag(cmd *cobra.Command, keys *[]string) {
+	cmd.Flags().StringArrayVar(keys, "key", nil, "the public key in `FILE` must have signed; of several, one")
+}
+
+// readKeys reads public keys; nil without any.
+func readKeys(paths []string) (audit.Keys, error) {
+	if len(paths) == 0 {
+		return nil, nil
+	}
+	keys := make(audit.Keys)
+	for _, path := range paths {
+		key, err := audit.ReadPublicKey(path)
+		if err != nil {
+			return nil, withHint(err, "agent audit key prints that of a host")
+		}
+		keys.Add(key)
+	}
+	return keys, nil
+}
+
+// pinnedKeys are those given, else those of this host: the one in use, and former
+// ones kept beside it. There may be none, which nothing was signed by.
+func (e *env) pinnedKeys(given []string) (audit.Keys, error) {
+	if len(given) == 0 {
+		given, _ = filepath.Glob(filepath.Join(e.keysDir(), "*.pub")) // the pattern is good
+	}
+	keys, err := readKeys(given)
+	if keys == nil {
+		keys = make(audit.Keys)
+	}
+	return keys, err
+}
+
+// verifyJournal checks a journal against its chain, keys, and the seal beside it.
+func verifyJournal(path string, keys audit.Keys, visit func(audit.Header, []byte) error) (*audit.Report, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -71,7 +137,7 @@ func (e *env) verifyJournal(path string, visit func(audit.Header, []byte) error)
 	if err != nil {
 		return nil, err
 	}
-	return audit.Verify(file, seal, visit)
+	return audit.Verify(file, seal, keys, visit)
 }
 
 // verdictError makes the exit code of a report.
@@ -82,15 +148,37 @@ func verdictError(report *audit.Report) error {
 	return &exitError{code: 1}
 }
 
-func (e *env) showAudit(path string, asJSON bool) error {
+func (e *env) showAudit(which string, given []string, asJSON bool) error {
+	keys, err := e.pinnedKeys(given)
+	if err != nil {
+		return err
+	}
+	folder, missing := e.findRun(which)
+	// In this order: a run that ends meanwhile is no finding.
+	open, err := e.openRuns()
+	if err != nil {
+		return err
+	}
+	ledger, err := audit.ReadLedger(e.ledgerPath())
+	if err != nil {
+		return err
+	}
+	if missing != nil {
+		if entry, _ := audit.FindEntry(ledger, which, nil); entry != nil {
+			return &exitError{1, fmt.Errorf("the folder of run %s was removed: the ledger has it, with %d events", which, entry.Lines)}
+		}
+		return missing
+	}
+	id := filepath.Base(folder)
 	var lines []json.RawMessage
-	report, err := e.verifyJournal(path, func(_ audit.Header, line []byte) error {
+	report, err := verifyJournal(filepath.Join(folder, journalName), keys, func(_ audit.Header, line []byte) error {
 		lines = append(lines, json.RawMessage(append([]byte(nil), line...)))
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	compareLedger(report, id, open[id], ledger, keys)
 	if asJSON {
 		err = printAuditJSON(e.stdout, report, lines)
 	} else {
@@ -118,7 +206,11 @@ func printAuditJSON(w io.Writer, report *audit.Report, lines []json.RawMessage) 
 		out.WriteByte('\n')
 		out.Write(line)
 	}
-	out.WriteString("\n]}\n")
+	signers, err := json.Marshal(append([]string{}, report.SignedBy...))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(&out, "\n],\"signed_by\":%s}\n", signers)
 	_, err = io.WriteString(w, out.String())
 	return err
 }
@@ -144,11 +236,19 @@ func printAudit(w io.Writer, report *audit.Report, lines []json.RawMessage) erro
 }
 
 func printVerdict(w io.Writer, report *audit.Report) {
-	if report.Verified() {
-		fmt.Fprintf(w, "run %s: verified, %d events, last %.12s\n", printable(report.Run), report.Lines, report.SHA256)
-		return
+	run := printable(report.Run)
+	switch {
+	case !report.Verified():
+		fmt.Fprintf(w, "run %s: NOT verified, %d events\n", run, report.Lines)
+		printProblems(w, report)
+	case len(report.SignedBy) == 0:
+		fmt.Fprintf(w, "run %s: chain verified, %d events, last %.12s; signature not checked: give the host's key with --key\n", run, report.Lines, report.SHA256)
+	default:
+		fmt.Fprintf(w, "run %s: verified, %d events, last %.12s, signed by %s\n", run, report.Lines, report.SHA256, strings.Join(report.SignedBy, ", "))
 	}
-	fmt.Fprintf(w, "run %s: NOT verified, %d events\n", printable(report.Run), report.Lines)
+}
+
+func printProblems(w io.Writer, report *audit.Report) {
 	for _, problem := range report.Problems {
 		fmt.Fprintf(w, "  %s\n", printable(problem))
 	}

@@ -33,6 +33,7 @@ type execution struct {
 	env         *env
 	spec        *runSpec
 	log         *logrus.Logger
+	books       *books
 	claim       *runtime.Claim
 	boundary    *boundary
 	credentials *credentials
@@ -58,10 +59,14 @@ var errOver = errors.New("the run is over")
 // execute runs a command and returns its exit code. An error is ours: the command
 // did not start, or was ended for it.
 func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) {
-	if err := runtime.Sweep(e.runDir(), func(r runtime.Record) error { return sealInterrupted(r.ID, r.Folder) }); err != nil {
+	books, err := e.openBooks()
+	if err != nil {
+		return exitOurs, err
+	}
+	if err := runtime.Sweep(e.runDir(), func(r runtime.Record) error { return books.closeInterrupted(r.ID, r.Folder) }); err != nil {
 		e.logger().WithError(err).Warn("what interrupted runs have left could not all be removed")
 	}
-	r := &execution{env: e, spec: spec, log: e.logger()}
+	r := &execution{env: e, spec: spec, log: e.logger(), books: books}
 	r.stopped, r.stop = context.WithCancelCause(ctx)
 	began := time.Now()
 	if err := r.begin(); err != nil {
@@ -359,12 +364,16 @@ func (r *execution) finish(exit *audit.RunExit) error {
 		}
 	}
 	failed := r.journal.Err() // has ended the run and is told by it
-	seal, err := r.journal.Seal(exit)
-	switch {
-	case failed != nil:
-		err = nil
-	case err == nil:
-		err = writeSeal(r.folder, seal)
+	seal, err := r.journal.Seal(exit, r.books.key)
+	if err == nil {
+		err = r.books.close(r.folder, seal)
+	}
+	if err != nil {
+		if failed != nil {
+			err = nil
+		}
+		// The run's own writes, which go first, may be what fills the disk.
+		err = errors.Join(err, r.container.Close(), r.books.closeInterrupted(r.spec.id, r.folder))
 	}
 	return errors.Join(append(errs, err, r.end())...)
 }

@@ -14,12 +14,15 @@ import (
 )
 
 // A run's folder, below runs in the state folder, holds its evidence, and what
-// agent had to say of it.
+// agent had to say of it. Beside runs are the keys that sign evidence, and the
+// ledger of all of it.
 const (
 	runsFolder  = "runs"
 	journalName = "journal.jsonl"
 	sealName    = "seal.json"
 	logName     = "run.log"
+	keysFolder  = "keys"
+	ledgerName  = "ledger.jsonl"
 )
 
 func (e *env) runFolder(id string) string { return filepath.Join(e.stateDir(), runsFolder, id) }
@@ -40,55 +43,6 @@ func (e *env) makeRunFolder(id string) (string, error) {
 func stateError(err error) error {
 	return withHint(fmt.Errorf("write the state folder: %w", err),
 		"free some space, or set AGENTOPS_STATE_DIR to a folder that can be written")
-}
-
-// writeSeal keeps a seal beside its journal.
-func writeSeal(folder string, seal audit.Seal) error {
-	content, err := json.Marshal(seal)
-	if err != nil {
-		return err
-	}
-	aside := filepath.Join(folder, "."+sealName)
-	if err := os.WriteFile(aside, append(content, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write the journal's seal: %w", err)
-	}
-	return os.Rename(aside, filepath.Join(folder, sealName))
-}
-
-// readSeal reads the seal beside a journal; nil without one.
-func readSeal(folder string) (*audit.Seal, error) {
-	content, err := os.ReadFile(filepath.Join(folder, sealName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var seal audit.Seal
-	if err := json.Unmarshal(content, &seal); err != nil {
-		return nil, fmt.Errorf("read the journal's seal: %w", err)
-	}
-	return &seal, nil
-}
-
-// sealInterrupted closes the books of a run whose agent was killed.
-func sealInterrupted(id, folder string) error {
-	if seal, err := readSeal(folder); err != nil || seal != nil {
-		return err
-	}
-	journal, err := os.Open(filepath.Join(folder, journalName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it had not begun
-	}
-	if err != nil {
-		return err
-	}
-	defer journal.Close()
-	seal, err := audit.Interrupted(id, journal)
-	if err != nil {
-		return err
-	}
-	return writeSeal(folder, seal)
 }
 
 // findRun returns the folder of a run by its id, its name (the last of several),
