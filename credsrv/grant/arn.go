@@ -2,7 +2,6 @@ package grant
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -29,12 +28,22 @@ const (
 	findRole = "aws iam get-role --role-name NAME --query Role.Arn prints a role's ARN"
 )
 
-var (
-	accountForm    = regexp.MustCompile(`^[0-9]{12}$`)
-	roleNameForm   = regexp.MustCompile(`^[A-Za-z0-9_+=,.@-]{1,64}$`)
-	policyNameForm = regexp.MustCompile(`^[A-Za-z0-9_+=,.@-]{1,128}$`)
-	pathForm       = regexp.MustCompile(`^/([\x21-\x7e]+/)?$`)
+const (
+	digits  = "0123456789"
+	lower   = "abcdefghijklmnopqrstuvwxyz"
+	letters = lower + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	nameSet = letters + digits + "_+=,.@-" // what IAM makes names of
 )
+
+// made reports whether a text is made of the characters in set, from least to
+// most of them.
+func made(text, set string, least, most int) bool {
+	return len(text) >= least && len(text) <= most && strings.Trim(text, set) == ""
+}
+
+func isAccount(text string) bool { return made(text, digits, 12, 12) }
+
+func isRoleName(text string) bool { return made(text, nameSet, 1, 64) }
 
 // iamARN is what the ARNs of roles and managed policies have in common.
 type iamARN struct {
@@ -71,7 +80,7 @@ func parseRole(text string) (iamARN, error) {
 	kind, rest, _ := strings.Cut(resource, "/")
 	// What the user most likely means, so that it can be pasted back.
 	likely := func(name string) string {
-		if !accountForm.MatchString(account) || !roleNameForm.MatchString(name) {
+		if !isAccount(account) || !isRoleName(name) {
 			return fmt.Sprintf("arn:%s:iam::123456789012:role/NAME", partition.Name)
 		}
 		return fmt.Sprintf("arn:%s:iam::%s:role/%s", partition.Name, account, name)
@@ -97,7 +106,7 @@ func parseRole(text string) (iamARN, error) {
 		return iamARN{}, bad(fmt.Errorf("role %q: there is a region in it, %q, but roles belong to none", text, region),
 			"leave it out: %s; the region is chosen with --region", without)
 	}
-	if !accountForm.MatchString(account) {
+	if !isAccount(account) {
 		return iamARN{}, bad(fmt.Errorf("role %q: the account %q is not 12 digits", text, account),
 			"write the account's number with its leading zeros; aws sts get-caller-identity --query Account prints your own")
 	}
@@ -117,7 +126,7 @@ func parseRole(text string) (iamARN, error) {
 	if a.path, a.name, err = parsePath(resource); err != nil {
 		return iamARN{}, bad(fmt.Errorf("role %q: %w", text, err), "write %s; %s", likely(""), findRole)
 	}
-	if !roleNameForm.MatchString(a.name) {
+	if !isRoleName(a.name) {
 		return iamARN{}, bad(fmt.Errorf("role %q: the name %q is not 1 to 64 of A-Z a-z 0-9 _ + = , . @ -", text, a.name),
 			"write %s; %s", likely(""), findRole)
 	}
@@ -143,12 +152,12 @@ func parsePolicyARN(text string) (iamARN, error) {
 		err = fmt.Errorf("the service is %q, policies are of iam", parts[2])
 	case parts[3] != "":
 		err = fmt.Errorf("there is a region in it, %q, but policies belong to none", parts[3])
-	case a.account != "aws" && !accountForm.MatchString(a.account):
+	case a.account != "aws" && !isAccount(a.account):
 		err = fmt.Errorf("the account %q is neither 12 digits nor aws", a.account)
 	case a.kind != "policy":
 		err = fmt.Errorf("%q is not a managed policy", resource)
 	default:
-		if a.path, a.name, err = parsePath(resource); err == nil && !policyNameForm.MatchString(a.name) {
+		if a.path, a.name, err = parsePath(resource); err == nil && !made(a.name, nameSet, 1, 128) {
 			err = fmt.Errorf("the name %q is not 1 to 128 of A-Z a-z 0-9 _ + = , . @ -", a.name)
 		}
 	}
@@ -184,7 +193,7 @@ func parsePath(resource string) (path, name string, err error) {
 		return "", "", fmt.Errorf("the name is empty")
 	case len(path) > maxPath:
 		return "", "", fmt.Errorf("the path is longer than %d characters", maxPath)
-	case !pathForm.MatchString(path):
+	case path == "//" || strings.ContainsFunc(path, func(r rune) bool { return r < '!' || r > '~' }):
 		return "", "", fmt.Errorf("the path %q has characters in it that paths cannot have", path)
 	}
 	return path, name, nil

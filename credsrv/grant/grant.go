@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -77,14 +76,14 @@ func New(a AWS) (AWS, error) {
 	return a, a.Check()
 }
 
-var (
-	nameForm       = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
-	externalIDForm = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]+$`)
-)
+// isName reports whether a grant can have a name.
+func isName(name string) bool {
+	return made(name, lower+digits+"._-", 1, 32) && strings.Trim(name[:1], lower+digits) == ""
+}
 
 // Check reports the first thing that makes a grant unusable, as an *Error.
 func (a AWS) Check() error {
-	if !nameForm.MatchString(a.Name) {
+	if !isName(a.Name) {
 		return bad(fmt.Errorf("%q cannot be the name of a grant", a.Name),
 			"write 1 to 32 of a-z 0-9 . _ -, a letter or digit first")
 	}
@@ -119,7 +118,7 @@ func (a AWS) checkSession(iamARN) error {
 	if err := checkDuration(a.SessionDuration); err != nil {
 		return err
 	}
-	if n := len(a.ExternalID); n > 0 && (n < 2 || n > 1224 || !externalIDForm.MatchString(a.ExternalID)) {
+	if a.ExternalID != "" && !made(a.ExternalID, nameSet+":/", 2, 1224) {
 		return bad(fmt.Errorf("external id %q cannot be one", shorten(a.ExternalID)),
 			"write 2 to 1224 of A-Z a-z 0-9 _ + = , . @ : / -, as in the role's trust policy (sts:ExternalId)")
 	}

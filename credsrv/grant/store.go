@@ -128,7 +128,7 @@ func unknown(name string) error { return fmt.Errorf("grant %q: %w", name, ErrUnk
 // Load reads a grant and checks it. The error is ErrUnknown when there is none of
 // this name.
 func (s Store) Load(name string) (AWS, error) {
-	if !nameForm.MatchString(name) {
+	if !isName(name) {
 		return AWS{}, unknown(name)
 	}
 	content, err := readFile(s.path(name))
@@ -197,7 +197,7 @@ func (s Store) List() ([]AWS, error) {
 // Remove takes a grant away, also one that cannot be read. The error is ErrUnknown
 // when there is none of this name. Runs that go on keep what they have.
 func (s Store) Remove(name string) error {
-	if !nameForm.MatchString(name) {
+	if !isName(name) {
 		return unknown(name)
 	}
 	err := s.remove(name)
