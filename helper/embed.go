@@ -6,6 +6,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 )
 
@@ -18,11 +19,11 @@ var dist embed.FS
 // ErrMissing says that agent was built before its helper was.
 var ErrMissing = errors.New("this agent was built without its helper (run make)")
 
-// Binary is the helper's ELF image. The error is ErrMissing when the build had
-// none.
-func Binary() ([]byte, error) {
-	image, err := dist.ReadFile("dist/helper")
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(image) == 0 {
+// Binary reads the helper's ELF image, which is not copied into memory for it. The
+// error is ErrMissing when the build had none.
+func Binary() (io.Reader, error) {
+	image, err := dist.Open("dist/helper")
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrMissing
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -97,7 +98,7 @@ func newConfig(tb testing.TB, command ...string) Config {
 		Command:    command,
 		Env:        []string{"PATH=" + standardPath, "HOME=/root"},
 		Hostname:   "test-run",
-		Helper:     helperImage,
+		Helper:     bytes.NewReader(helperImage),
 		ResolvConf: []byte("nameserver 198.18.0.1\n"),
 		Hosts:      []byte("127.0.0.1 localhost\n"),
 		Bundle:     []byte("the bundle\n"),

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -22,16 +23,21 @@ func play(role string) int {
 	return 1
 }
 
+// scene is what stdin describes; Helper is the Config's.
+type scene struct {
+	RunDir string
+	Helper []byte
+	Config Config
+}
+
 func playAgent(claim bool) int {
-	var play struct {
-		RunDir string
-		Config Config
-	}
+	var play scene
 	if err := json.NewDecoder(os.Stdin).Decode(&play); err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	cfg := play.Config
+	cfg.Helper = bytes.NewReader(play.Helper)
 	if claim {
 		c, err := TakeClaim(play.RunDir, "killed", Record{ID: cfg.ID, PID: os.Getpid(), Folder: cfg.Folder})
 		if err != nil {

@@ -7,6 +7,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -71,7 +72,7 @@ type Config struct {
 	Terminal              bool
 	Stdin, Stdout, Stderr *os.File
 
-	Helper     []byte          // the helper's image; it is the run's PID 1
+	Helper     io.Reader       // the helper's image, read once; it is the run's PID 1
 	Files      map[string]File // by path below /agentops, read-only in the run
 	Bundle     []byte          // trusted CA certificates, PEM; nil leaves the view's own
 	ResolvConf []byte
@@ -111,7 +112,7 @@ func (cfg *Config) check() error {
 	if len(cfg.Command) == 0 {
 		return errors.New("no command was given")
 	}
-	if len(cfg.Helper) == 0 {
+	if cfg.Helper == nil {
 		return errors.New("no helper was given")
 	}
 	if !hasSeccomp {

@@ -59,10 +59,8 @@ func (a *agent) begin(t *testing.T, runDir string, cfg Config) {
 		_ = a.Process.Kill()
 		_ = a.Wait()
 	})
-	if err := json.NewEncoder(a.stdin).Encode(struct {
-		RunDir string
-		Config Config
-	}{runDir, cfg}); err != nil {
+	cfg.Helper = nil
+	if err := json.NewEncoder(a.stdin).Encode(scene{runDir, helperImage, cfg}); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := fmt.Fscanln(a.stdout, &a.pid); n != 1 {

@@ -1,8 +1,10 @@
 package runtime
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -235,10 +237,9 @@ func (v *view) fillStage(cfg *Config) error {
 		return err
 	}
 	files := map[string]File{
-		"agentops/" + helperName: {Content: cfg.Helper, Mode: 0o555},
-		"resolv.conf":            {Content: cfg.ResolvConf},
-		"hosts":                  {Content: cfg.Hosts},
-		"hostname":               {Content: []byte(hostname(cfg.Hostname) + "\n")},
+		"resolv.conf": {Content: cfg.ResolvConf},
+		"hosts":       {Content: cfg.Hosts},
+		"hostname":    {Content: []byte(hostname(cfg.Hostname) + "\n")},
 	}
 	if cfg.Bundle != nil {
 		files["agentops/"+bundleName] = File{Content: cfg.Bundle}
@@ -247,22 +248,28 @@ func (v *view) fillStage(cfg *Config) error {
 		files["agentops/"+name] = file
 	}
 	for name, file := range files {
-		path := filepath.Join(v.stage, name)
-		if err := makeFolders(filepath.Dir(path)); err != nil {
-			return err
-		}
 		mode := file.Mode.Perm()
 		if mode == 0 {
 			mode = 0o444
 		}
-		if err := os.WriteFile(path, file.Content, mode); err != nil {
-			return err
-		}
-		if err := os.Chmod(path, mode); err != nil { // whatever the umask is
+		if err := writeFile(filepath.Join(v.stage, name), bytes.NewReader(file.Content), mode); err != nil {
 			return err
 		}
 	}
-	return nil
+	return writeFile(filepath.Join(v.stage, "agentops", helperName), cfg.Helper, 0o555)
+}
+
+// writeFile writes a new file, and the folders above it, with that very mode.
+func writeFile(path string, content io.Reader, mode os.FileMode) error {
+	if err := makeFolders(filepath.Dir(path)); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, content)
+	return errors.Join(err, file.Chmod(mode), file.Close()) // whatever the umask is
 }
 
 // makeFolders makes folders that every user of the run can pass.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,7 +47,7 @@ type runSpec struct {
 	pins      []mitm.Pin
 	roots     func() *x509.CertPool // of upstreams
 	bundle    []byte                // system roots, PEM
-	helper    []byte
+	helper    io.Reader
 	terminal  bool
 	stdin     bool
 	quiet     bool
