@@ -201,7 +201,7 @@ func TestOldCredentialsAreServedWhileSTSFails(t *testing.T) {
 	}
 	// Expired, and still no answer: an error, not what has expired.
 	s.change(func(c *Credentials) { c.Expiration = time.Now() })
-	stub.Fail(awsstub.Failure{Code: "AccessDenied", Status: 403})
+	stub.Fail(awsstub.Failure{Code: "AccessDenied"})
 	if c, err := s.Credentials(t.Context()); err == nil {
 		t.Errorf("served %v", c)
 	}

@@ -1,8 +1,8 @@
 package awsstub
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -16,43 +16,13 @@ import (
 type User struct {
 	AccessKeyID     string
 	SecretAccessKey string
-	Account         string // twelve digits
-	Name            string // of the user; of a session ROLE or ROLE/SESSION
-	// Session makes it a session of a role, whose requests carry SessionToken.
-	// What such a one assumes is role chaining.
-	Session      bool
-	SessionToken string
-	// ARN, unless it is empty, is used in place of the one of Account and Name;
-	// that of an assumed role makes AssumeRole a role chaining, too.
-	ARN string
+	SessionToken    string // that its requests must carry; empty: none
+	ARN             string // that of an assumed role makes what it assumes role chaining
 }
 
 // identity is who the user is to AWS.
 func (u User) identity() identity {
-	role, name, named := strings.Cut(u.Name, "/")
-	if !named {
-		name = "session"
-	}
-	switch {
-	case u.ARN != "":
-		return identity{u.ARN, "AIDASTANDIN", u.Session || strings.Contains(u.ARN, ":assumed-role/")}
-	case u.Session:
-		return identity{fmt.Sprintf("arn:aws:sts::%s:assumed-role/%s/%s", u.Account, role, name), "AROASTANDIN:" + name, true}
-	}
-	return identity{fmt.Sprintf("arn:aws:iam::%s:user/%s", u.Account, u.Name), "AIDASTANDIN", false}
-}
-
-func (u User) check() error {
-	_, err := arn.Parse(u.identity().arn)
-	switch {
-	case u.AccessKeyID == "" || u.SecretAccessKey == "":
-		return errors.New("it has no access key")
-	case u.ARN == "" && (u.Account == "" || u.Name == ""):
-		return errors.New("it has neither an ARN nor account and name")
-	case u.Session && u.SessionToken == "":
-		return errors.New("it is a session without a token")
-	}
-	return err
+	return identity{u.ARN, "AIDASTANDIN", strings.Contains(u.ARN, ":assumed-role/")}
 }
 
 // Role is what can be assumed.
@@ -76,7 +46,7 @@ type Config struct {
 // ready checks c and returns a copy with its defaults.
 func (c Config) ready() (Config, error) {
 	for _, user := range c.Users {
-		if err := user.check(); err != nil {
+		if _, err := arn.Parse(user.ARN); err != nil {
 			return c, fmt.Errorf("user %s: %w", user.AccessKeyID, err)
 		}
 	}
@@ -100,30 +70,19 @@ func (c Config) ready() (Config, error) {
 
 // Failure is an answer to order for one call of AssumeRole.
 type Failure struct {
-	Code       string          // of STS; empty: the call goes on, after Block and Delay
-	HTTPStatus int             // 0: the one that STS sends with Code
-	Message    string          // empty: one that names Code
-	Block      <-chan struct{} // nil, or the call waits until it is closed
-	Delay      time.Duration   // that the call waits, after Block; for demonstrations
-	// Status is HTTPStatus by its earlier name.
-	Status int
+	Code    string          // of STS; empty: the call goes on, after Block
+	Message string          // empty: one that names Code
+	Block   <-chan struct{} // nil, or the call waits until it is closed: a slow STS
 }
 
 // wait takes as long as was ordered, or until who asked is gone.
 func (f Failure) wait(ctx context.Context) {
-	if f.Block != nil {
-		select {
-		case <-f.Block:
-		case <-ctx.Done():
-		}
+	if f.Block == nil {
+		return
 	}
-	if f.Delay > 0 {
-		timer := time.NewTimer(f.Delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+	select {
+	case <-f.Block:
+	case <-ctx.Done():
 	}
 }
 
@@ -132,17 +91,7 @@ func (f Failure) refusal() *apiError {
 	if f.Code == "" {
 		return nil
 	}
-	status, message := f.HTTPStatus, f.Message
-	if status == 0 {
-		status = f.Status
-	}
-	if status == 0 {
-		status = stsStatus(f.Code)
-	}
-	if message == "" {
-		message = "ordered: " + f.Code
-	}
-	return &apiError{status, f.Code, message}
+	return &apiError{stsStatus(f.Code), f.Code, cmp.Or(f.Message, "ordered: "+f.Code)}
 }
 
 // stsStatus is the HTTP status that STS sends with a code.
@@ -151,10 +100,6 @@ func stsStatus(code string) int {
 	case "AccessDenied", "ExpiredToken", "InvalidClientTokenId", "SignatureDoesNotMatch",
 		"RegionDisabledException", "MissingAuthenticationToken", "UnrecognizedClientException":
 		return http.StatusForbidden
-	case "InternalFailure":
-		return http.StatusInternalServerError
-	case "ServiceUnavailable":
-		return http.StatusServiceUnavailable
 	}
 	return http.StatusBadRequest
 }

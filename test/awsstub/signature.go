@@ -53,7 +53,7 @@ type claim struct {
 	date      string
 	token     string
 	presigned bool
-	expires   string // seconds; of the presigned
+	expires   string // seconds; of the presigned, which may leave it to the service
 }
 
 // signed reads a request's claim; its scope is empty where there is none.
@@ -116,7 +116,7 @@ func (s *Stub) authenticate(r *http.Request, service string) (identity, []byte, 
 // timely refuses what was signed too long ago, or too far ahead.
 func (c claim) timely(at, now time.Time) *apiError {
 	most := maxSkew
-	if c.presigned {
+	if c.presigned && c.expires != "" {
 		seconds, err := strconv.Atoi(c.expires)
 		if err != nil || seconds < 0 || seconds > 7*24*60*60 {
 			return &apiError{http.StatusBadRequest, "AuthorizationQueryParametersError", "X-Amz-Expires must be a number of seconds of at most a week"}

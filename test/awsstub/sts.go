@@ -68,11 +68,7 @@ func (s *Stub) sts(w http.ResponseWriter, r *http.Request) {
 			refusal = &apiError{http.StatusBadRequest, "InvalidAction", "there is no action " + action}
 		}
 	}
-	fault := "Sender"
-	if refusal.status >= http.StatusInternalServerError {
-		fault = "Receiver"
-	}
-	writeXML(w, refusal.status, stsError{Type: fault, Code: refusal.code, Message: refusal.message, RequestID: rand.Text()})
+	writeXML(w, refusal.status, stsError{Type: "Sender", Code: refusal.code, Message: refusal.message, RequestID: rand.Text()})
 }
 
 var sessionName = regexp.MustCompile(`^[\w+=,.@-]*$`)

@@ -104,12 +104,8 @@ func (s *Stub) AssumeRoleCalls() int {
 	return s.calls
 }
 
-// MostAtOnce is MaxConcurrentAssumeRole by its earlier name.
-func (s *Stub) MostAtOnce() int { return s.MaxConcurrentAssumeRole() }
-
-// MaxConcurrentAssumeRole is how many calls of AssumeRole went on at the same
-// time, at most.
-func (s *Stub) MaxConcurrentAssumeRole() int {
+// MostAtOnce is how many calls of AssumeRole went on at the same time, at most.
+func (s *Stub) MostAtOnce() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.most

@@ -24,7 +24,6 @@ func main() {
 
 func run() error {
 	ca := flag.String("ca", "", "write the authority's certificate to `FILE`")
-	lifetime := flag.Duration("lifetime", 0, "of sessions, whatever they ask for")
 	flag.Parse()
 	user := awsstub.User{
 		AccessKeyID:     "AKIASTANDINEXAMPLE00",
@@ -32,9 +31,8 @@ func run() error {
 		ARN:             "arn:aws:iam::123456789012:user/host",
 	}
 	stub, err := awsstub.New(awsstub.Config{
-		Users:    []awsstub.User{user},
-		Roles:    []awsstub.Role{{ARN: "arn:aws:iam::123456789012:role/AgentRole"}},
-		Lifetime: *lifetime,
+		Users: []awsstub.User{user},
+		Roles: []awsstub.Role{{ARN: "arn:aws:iam::123456789012:role/AgentRole"}},
 		Buckets: map[string]map[string][]byte{
 			"demo-logs":    {"2026/11/23.log": []byte("all is well\n")},
 			"demo-reports": {"summary.txt": []byte("nothing to report\n")},
