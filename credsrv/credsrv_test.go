@@ -1,6 +1,7 @@
 package credsrv
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,21 +52,30 @@ func (r *recorder) last() audit.Event {
 	return r.events[len(r.events)-1]
 }
 
-// newStub starts the stand-in and makes its user the host's identity.
-func newStub(t *testing.T, arn string) *awsstub.Stub {
+// newStub starts the stand-in and makes its user the host's one identity.
+func newStub(t *testing.T, arn string, change ...func(*awsstub.Config)) *awsstub.Stub {
 	t.Helper()
-	stub, err := awsstub.New(awsstub.Config{
+	config := awsstub.Config{
 		Users: []awsstub.User{{AccessKeyID: "AKIAHOST", SecretAccessKey: "host-secret", ARN: arn}},
 		Roles: []awsstub.Role{{ARN: role}},
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	stub, err := awsstub.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stub.Close() })
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "AWS_") {
+			t.Setenv(name, "")
+		}
+	}
 	none := t.TempDir() + "/none"
 	for name, value := range map[string]string{
-		"AWS_ENDPOINT_URL_STS": stub.URL(), "AWS_ACCESS_KEY_ID": "AKIAHOST", "AWS_SECRET_ACCESS_KEY": "host-secret", "AWS_SESSION_TOKEN": "",
-		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none, "AWS_PROFILE": "",
+		"AWS_ENDPOINT_URL_STS": stub.URL(), "AWS_ACCESS_KEY_ID": "AKIAHOST", "AWS_SECRET_ACCESS_KEY": "host-secret",
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none,
 	} {
 		t.Setenv(name, value)
 	}
@@ -342,32 +354,58 @@ func TestWhatCannotBeRecordedIsNotServed(t *testing.T) {
 	}
 }
 
-// Each of STS's refusals says what to do about it.
-func TestHints(t *testing.T) {
-	for code, want := range map[string]string{
-		"AccessDenied":            hostUser,
-		"ExpiredToken":            "host's own AWS credentials have expired",
-		"ExpiredTokenException":   "host's own AWS credentials have expired",
-		"InvalidClientTokenId":    "access key is gone",
-		"SignatureDoesNotMatch":   "clock",
-		"RegionDisabledException": "--region",
-		"MalformedPolicyDocument": "--session-policy",
-		"PackedPolicyTooLarge":    "shorten",
-		"ValidationError":         "--session-duration",
-		"Throttling":              "again in a while",
-		"RequestLimitExceeded":    "again in a while",
-	} {
-		t.Run(code, func(t *testing.T) {
-			stub := newStub(t, hostUser)
-			for range assumeAttempts {
-				stub.Fail(awsstub.Failure{Code: code, Message: "the message"})
-			}
-			_, err := Prove(t.Context(), newGrant(t))
-			assume, ok := errors.AsType[*AssumeError](err)
-			if !ok || assume.Code != code || !strings.Contains(assume.Hint(), want) || !strings.Contains(err.Error(), "the message") {
-				t.Errorf("%v, hint %q, want one with %q", err, assume.Hint(), want)
-			}
-		})
+// Keys of the host's that have expired are told as such, and new ones are used at
+// once, with nothing to restart.
+func TestTheHostsCredentialsExpire(t *testing.T) {
+	var late atomic.Int64
+	newStub(t, hostUser, func(c *awsstub.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(late.Load())) }
+	})
+	s, rec := newSource(t)
+	host := s.held() // sessions like this one are many a host's identity
+	t.Setenv("AWS_ACCESS_KEY_ID", host.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", string(host.SecretAccessKey))
+	t.Setenv("AWS_SESSION_TOKEN", string(host.SessionToken))
+	if err := s.refresh(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	late.Store(int64(time.Hour))
+	err := s.refresh(t.Context(), s.held())
+	_, proveErr := Prove(t.Context(), newGrant(t))
+	for _, err := range []error{err, proveErr} {
+		if assume, ok := errors.AsType[*AssumeError](err); !ok || assume.Code != "ExpiredToken" || !strings.Contains(assume.Hint(), "host's own AWS credentials have expired") {
+			t.Errorf("with expired keys: %v", err)
+		}
+	}
+	if event, ok := rec.last().(audit.CredentialRefresh); !ok || !strings.Contains(event.Error, "ExpiredToken") {
+		t.Errorf("recorded %+v", rec.last())
+	}
+	late.Store(0) // or it would be our clock that is late
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIAHOST")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "host-secret")
+	t.Setenv("AWS_SESSION_TOKEN", "")
+	if err := s.refresh(t.Context(), s.held()); err != nil {
+		t.Errorf("with new keys: %v", err)
+	}
+}
+
+// A program learns that there are no credentials; why, is for the host's log alone.
+func TestWhyThereAreNoneIsToldToTheHost(t *testing.T) {
+	stub := newStub(t, hostUser)
+	var said bytes.Buffer
+	s, rec := newSource(t)
+	log := logrus.New()
+	log.SetOutput(&said)
+	s.config.Log = log
+	s.change(func(c *Credentials) { c.Expiration = time.Now() })
+	stub.Fail(awsstub.Failure{Code: "AccessDenied", Message: "not for " + hostUser})
+	server, address := serve(t, s, rec)
+	res, document := get(t, "http://"+address+"/v1/process/aws", string(server.Token()), "")
+	if told := fmt.Sprint(document, res.Header); res.StatusCode != 503 || strings.Contains(told, hostUser) || strings.Contains(told, "AccessDenied") {
+		t.Errorf("the program is told %d %s", res.StatusCode, told)
+	}
+	if !strings.Contains(said.String(), "not for "+hostUser) || !strings.Contains(said.String(), "hint=") {
+		t.Errorf("the host is told %s", &said)
 	}
 }
 

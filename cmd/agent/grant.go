@@ -197,8 +197,6 @@ func (e *env) prove(ctx context.Context, a grant.AWS) (*grant.Verified, error) {
 	fmt.Fprintf(e.stderr, "agent: %s assumed %s until %s\n", printable(proof.Caller), printable(proof.AssumedRole), proof.Expiration.UTC().Format(time.RFC3339))
 	got := proof.Expiration.Sub(began).Round(time.Minute)
 	switch {
-	case proof.Chained && a.SessionDuration > grant.ChainedDuration:
-		e.warn("this host's identity is itself a role, which caps sessions at %s (role chaining): the %s asked for will not be given", short(grant.ChainedDuration), short(a.SessionDuration))
 	case proof.Chained:
 		e.warn("this host's identity is itself a role, which caps sessions at %s (role chaining)", short(grant.ChainedDuration))
 	case got < a.SessionDuration-time.Minute:

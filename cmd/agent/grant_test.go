@@ -6,18 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"agentops/credsrv/grant"
+	"agentops/test/awsstub"
 
 	"github.com/goccy/go-yaml"
 )
@@ -282,89 +279,66 @@ func TestGrantStateUnwritable(t *testing.T) {
 	b.refused("not a directory", "AGENTOPS_STATE_DIR", "aws", "--role", testRole, "--no-verify")
 }
 
-// fakeSTS answers as STS does. It checks no signature.
-type fakeSTS struct {
-	caller   string
-	deny     string // code of the error to answer AssumeRole with
-	lasts    time.Duration
-	requests []url.Values
+// aws starts the stand-in, in which the host is caller.
+func (b *grantBench) aws(caller string, config awsstub.Config) *awsstub.Stub {
+	b.Helper()
+	config.Users = []awsstub.User{{AccessKeyID: "AKIAIOSFODNN7EXAMPLE", SecretAccessKey: "not-shown-anywhere", ARN: caller}}
+	stub, err := awsstub.New(config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { stub.Close() })
+	b.Setenv("AWS_ENDPOINT_URL_STS", stub.URL())
+	b.identity()
+	return stub
 }
 
-func (f *fakeSTS) start(b *grantBench) {
-	b.Helper()
-	server := httptest.NewServer(f)
-	b.Cleanup(server.Close)
-	b.Setenv("AWS_ENDPOINT_URL", "")
-	os.Unsetenv("AWS_ENDPOINT_URL")
-	b.Setenv("AWS_ENDPOINT_URL_STS", server.URL)
+// identity makes the stand-in's user the host's identity.
+func (b *grantBench) identity() {
 	b.Setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
 	b.Setenv("AWS_SECRET_ACCESS_KEY", "not-shown-anywhere")
 }
 
-func (f *fakeSTS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if err := r.ParseForm(); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	f.requests = append(f.requests, r.PostForm)
-	action := r.PostForm.Get("Action")
-	w.Header().Set("Content-Type", "text/xml")
-	if action == "AssumeRole" && f.deny != "" {
-		w.WriteHeader(http.StatusForbidden)
-		fmt.Fprintf(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>%s</Code><Message>no</Message></Error></ErrorResponse>`, f.deny)
-		return
-	}
-	result := "<Arn>" + f.caller + "</Arn><UserId>AIDA</UserId><Account>123456789012</Account>"
-	if action == "AssumeRole" {
-		seconds, _ := strconv.Atoi(r.PostForm.Get("DurationSeconds"))
-		lasts := time.Duration(seconds) * time.Second
-		if f.lasts != 0 {
-			lasts = f.lasts
-		}
-		result = "<AssumedRoleUser><Arn>arn:aws:sts::123456789012:assumed-role/AgentRole/" + r.PostForm.Get("RoleSessionName") +
-			"</Arn><AssumedRoleId>AROA:x</AssumedRoleId></AssumedRoleUser><Credentials><AccessKeyId>ASIAEXAMPLE</AccessKeyId>" +
-			"<SecretAccessKey>session-secret</SecretAccessKey><SessionToken>session-token</SessionToken><Expiration>" +
-			time.Now().Add(lasts).UTC().Format(time.RFC3339) + "</Expiration></Credentials>"
-	}
-	fmt.Fprintf(w, `<%sResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><%[1]sResult>%s</%[1]sResult></%[1]sResponse>`, action, result)
-}
+const (
+	hostUser = "arn:aws:iam::123456789012:user/me"
+	hostRole = "arn:aws:sts::123456789012:assumed-role/CI/job"
+)
 
 func TestGrantAWSProves(t *testing.T) {
-	const user, role = "arn:aws:iam::123456789012:user/me", "arn:aws:sts::123456789012:assumed-role/CI/job"
 	for _, test := range []struct {
-		name, caller, duration string
-		lasts                  time.Duration
-		warning                string
+		name, caller string
+		asked, lasts time.Duration
+		warning      string
 	}{
-		{"user", user, "15m", 0, ""},
-		{"user, 2h", user, "2h", 0, ""},
-		{"role", role, "1h", 0, "caps sessions at 1h (role chaining)\n"},
-		{"role, 2h", role, "2h", 0, "caps sessions at 1h (role chaining): the 2h asked for"},
-		{"shorter", user, "2h", time.Hour, "the session lasts 1h, not the 2h asked for"},
+		{"user", hostUser, 15 * time.Minute, 15 * time.Minute, ""},
+		{"user, 2h", hostUser, 2 * time.Hour, 2 * time.Hour, ""},
+		{"role", hostRole, time.Hour, time.Hour, "caps sessions at 1h (role chaining)\n"},
+		{"shorter", hostUser, 2 * time.Hour, time.Hour, "the session lasts 1h, not the 2h asked for"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b := newGrantBench(t)
-			sts := &fakeSTS{caller: test.caller, lasts: test.lasts}
-			sts.start(b)
-			stdout, stderr := b.ok("aws", "--role", testRole, "--session-duration", test.duration, "--external-id", "ticket", "--json")
+			config := awsstub.Config{Roles: []awsstub.Role{{ARN: testRole, ExternalID: "ticket", MaxDuration: 2 * time.Hour}}}
+			if test.lasts != test.asked {
+				config.Lifetime = test.lasts
+			}
+			b.aws(test.caller, config)
+			stdout, stderr := b.ok("aws", "--role", testRole, "--session-duration", test.asked.String(), "--external-id", "ticket", "--json")
 			said, warning, _ := strings.Cut(stderr, "\n")
 			session := "arn:aws:sts::123456789012:assumed-role/AgentRole/agentops-grant"
-			if !strings.HasPrefix(said, "agent: "+test.caller+" assumed "+session+" until 20") {
+			until, ok := strings.CutPrefix(said, "agent: "+test.caller+" assumed "+session+" until ")
+			end, err := time.Parse(time.RFC3339, until)
+			if left := time.Until(end); !ok || err != nil || left > test.lasts || left < test.lasts-time.Minute {
 				t.Errorf("it says %q", said)
 			}
 			if !strings.Contains(warning, test.warning) || (warning != "") != (test.warning != "") {
 				t.Errorf("it warns %q, want %q", warning, test.warning)
-			}
-			asked := sts.requests[len(sts.requests)-1]
-			if d, _ := time.ParseDuration(test.duration); asked.Get("DurationSeconds") != strconv.Itoa(int(d.Seconds())) || asked.Get("ExternalId") != "ticket" {
-				t.Errorf("it asked %v", asked)
 			}
 			a, err := b.store().Load("aws")
 			if err != nil || a.Verified == nil {
 				t.Fatalf("stored %+v, %v", a, err)
 			}
 			v := *a.Verified
-			if v.Caller != test.caller || v.AssumedRole != session || v.Chained != (test.caller == role) || time.Since(v.At) > time.Minute {
+			if v.Caller != test.caller || v.AssumedRole != session || v.Chained != (test.caller == hostRole) || time.Since(v.At) > time.Minute {
 				t.Errorf("stored %+v", v)
 			}
 			shown, _ := b.ok("show", "aws")
@@ -375,7 +349,7 @@ func TestGrantAWSProves(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, secret := range []string{"session-secret", "session-token", "ASIAEXAMPLE", "not-shown-anywhere"} {
+			for _, secret := range []string{"ASIA", "FwoG", "AKIA", "not-shown-anywhere"} { // session, its token, the host's
 				if strings.Contains(string(file)+stdout+stderr+shown, secret) {
 					t.Errorf("%s is stored or shown", secret)
 				}
@@ -384,20 +358,41 @@ func TestGrantAWSProves(t *testing.T) {
 	}
 }
 
-// A role that cannot be assumed is not stored, and takes no other's place.
+// A role that cannot be assumed is not stored, and takes no other's place: the
+// user is told why, and what to do.
 func TestGrantAWSNotProved(t *testing.T) {
 	b := newGrantBench(t)
-	b.refused("find the host's AWS credentials", "the host has no AWS credentials", "aws", "--role", testRole)
+	b.refused("find the host's AWS credentials", "the host has no AWS credentials: tried were AWS_ACCESS_KEY_ID, ", "aws", "--role", testRole)
 	b.refused("team", `"team" gives no credentials`, "aws", "--role", testRole, "--aws-profile", "team")
-	sts := &fakeSTS{caller: "arn:aws:sts::123456789012:assumed-role/CI/job", deny: "AccessDenied"}
-	sts.start(b)
-	b.refused("AccessDenied", "names arn:aws:sts::123456789012:assumed-role/CI/job", "aws", "--role", testRole)
+	b.identity()
+	b.refused("connection refused", "STS could not be reached", "aws", "--role", testRole)
+	b.aws(hostUser, awsstub.Config{Roles: []awsstub.Role{{ARN: testRole, ExternalID: "ticket"}}})
+	b.refused("AccessDenied", "trust policy of "+testRole+" names "+hostUser+", and that this may sts:AssumeRole it; no external id was sent", "aws", "--role", testRole)
+	b.refused("AccessDenied", "an external id was sent", "aws", "--role", testRole, "--external-id", "other")
+	b.refused("MaxSessionDuration", "lower --session-duration, or raise MaxSessionDuration", "aws", "--role", testRole, "--external-id", "ticket", "--session-duration", "2h")
+	for _, test := range []struct{ code, hint string }{
+		{"ExpiredToken", "the host's own AWS credentials have expired: renew them; nothing has to be restarted"},
+		{"ExpiredTokenException", "the host's own AWS credentials have expired"},
+		{"InvalidClientTokenId", "access key is gone, or it belongs to another partition"},
+		{"UnrecognizedClientException", "access key is gone, or it belongs to another partition"},
+		{"SignatureDoesNotMatch", "check the host's clock, then its secret"},
+		{"RegionDisabledException", "choose another with --region"},
+		{"MalformedPolicyDocument", "correct the file of --session-policy"},
+		{"PackedPolicyTooLarge", "shorten it"},
+		{"Throttling", "STS throttled all of 3 attempts"},
+		{"RequestLimitExceeded", "STS throttled all of 3 attempts"},
+		{"IDPCommunicationError", "see the message of STS"},
+	} {
+		failure := awsstub.Failure{Code: test.code, Message: "the message"}
+		b.aws(hostUser, awsstub.Config{}).Fail(failure, failure, failure) // of all attempts
+		b.refused(test.code+": the message", test.hint, "aws", "--role", testRole)
+	}
 	if _, err := os.Stat(filepath.Join(b.dir, "state")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a state folder was made: %v", err)
 	}
 	b.ok("aws", "--role", testRole, "--no-verify", "--external-id", "kept")
-	sts.deny = "ValidationError"
-	b.refused("ValidationError", "lower --session-duration to 1h", "aws", "--role", testRole, "--session-duration", "2h")
+	b.aws(hostRole, awsstub.Config{Roles: []awsstub.Role{{ARN: testRole, MaxDuration: 2 * time.Hour}}})
+	b.refused("ValidationError", "caps sessions at 1 h (role chaining): lower --session-duration to 1h", "aws", "--role", testRole, "--session-duration", "2h")
 	if a, err := b.store().Load("aws"); err != nil || a.ExternalID != "kept" {
 		t.Errorf("the old grant is %+v, %v", a, err)
 	}
