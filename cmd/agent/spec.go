@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"agentops/audit"
+	"agentops/bpf"
 	"agentops/credsrv/grant"
 	"agentops/helper"
 	"agentops/mitm"
@@ -61,6 +62,9 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	}
 	if err := inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted, which runs need (Linux 4.5)"); err != nil {
 		return nil, withHint(err, "mount -t cgroup2 none /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1")
+	}
+	if err := bpf.Supported(); err != nil {
+		return nil, withHint(err, "agent doctor says what else this host has and lacks")
 	}
 	workspace, err := e.resolveWorkspace(flags.workspace)
 	if err != nil {

@@ -46,9 +46,13 @@ func TestReadSettings(t *testing.T) {
 
 func TestRunNeedsRoot(t *testing.T) {
 	var stderr strings.Builder
-	e := &env{args: []string{"run", "--", "true"}, stdout: &stderr, stderr: &stderr, getenv: func(string) string { return "" }, dir: t.TempDir(), uid: 1000}
+	dir := t.TempDir()
+	e := &env{args: []string{"run", "--", "true"}, stdout: &stderr, stderr: &stderr, getenv: func(string) string { return dir + "/made" }, dir: dir, uid: 1000}
 	if code := run(e); code != exitOurs || !strings.Contains(stderr.String(), "agent: error: agent run needs root") || !strings.Contains(stderr.String(), "agent: hint: sudo") {
 		t.Errorf("code %d: %s", code, &stderr)
+	}
+	if made, err := os.ReadDir(dir); err != nil || len(made) != 0 {
+		t.Errorf("made: %v, %v", made, err)
 	}
 }
 
