@@ -74,7 +74,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	merged := merge(file, flags.settings)
+	merged := merge(file, e.fromHere(flags.settings))
 	if len(command) > 0 {
 		merged.Command = command
 	}
@@ -114,6 +114,21 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	}
 	s.recorded = s.record(merged)
 	return s, nil
+}
+
+// fromHere makes the paths of flags absolute: they are relative to where the user
+// is, those of agent.yaml to the workspace.
+func (e *env) fromHere(flags settings) settings {
+	if flags.Rootfs != "" {
+		flags.Rootfs = e.absolute(e.dir, flags.Rootfs)
+	}
+	flags.Mounts = slices.Clone(flags.Mounts)
+	for i, text := range flags.Mounts {
+		if source, rest, ok := strings.Cut(text, ":"); ok && source != "" {
+			flags.Mounts[i] = e.absolute(e.dir, source) + ":" + rest
+		}
+	}
+	return flags
 }
 
 // merge lays flags over agent.yaml: lists are joined, the rest is replaced.
