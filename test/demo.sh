@@ -23,13 +23,13 @@ field() { sed -E "s/.*\"$1\":\"([^\"]*)\".*/\1/" <<<"$ready"; }
 
 # The host's side: its own AWS identity, here that of the stand-in, and state of
 # the demo's own.
+unset "${!AWS_@}"
 export AGENTOPS_STATE_DIR=$demo/state AGENTOPS_RUN_DIR=$demo/run
 export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL_STS
 AWS_ACCESS_KEY_ID=$(field access_key_id)
 AWS_SECRET_ACCESS_KEY=$(field secret_access_key)
 AWS_ENDPOINT_URL_STS=$(field url)
 export AWS_EC2_METADATA_DISABLED=true AWS_CONFIG_FILE=$demo/none AWS_SHARED_CREDENTIALS_FILE=$demo/none
-unset AWS_PROFILE AWS_CA_BUNDLE AWS_SESSION_TOKEN
 
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 show() {
