@@ -23,10 +23,13 @@ type Container struct {
 	container *libcontainer.Container
 	process   *libcontainer.Process
 	lifeline  *lifeline
+	refuser   *refuser  // nil until the command can start
 	terminal  *terminal // nil without one
 	pid       int
 	cgroup    string
 	cleanup   undo // what Close does
+
+	filtered chan error // says whether the refuser serves
 
 	dead    chan struct{} // closed when no process is left
 	ended   chan struct{} // closed then, when the output is written and these are set
@@ -46,7 +49,7 @@ func Create(cfg Config) (_ *Container, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	c := &Container{dead: make(chan struct{}), ended: make(chan struct{})}
+	c := &Container{filtered: make(chan error, 1), dead: make(chan struct{}), ended: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("create container %s: %w", cfg.ID, err), c.cleanup.run())
@@ -119,6 +122,14 @@ func (c *Container) begin(cfg *Config) error {
 	defer inner.Close()
 	c.lifeline = line
 	c.cleanup.push(line.Close)
+	known := readCallTables()
+	filter, err := compileFilter(known)
+	if err != nil {
+		return err
+	}
+	if err := line.sendFilter(filter); err != nil {
+		return err
+	}
 	c.process = &libcontainer.Process{
 		Init:       true,
 		Args:       specification(cfg, &view{}).Process.Args,
@@ -151,6 +162,7 @@ func (c *Container) begin(cfg *Config) error {
 	events := make(chan struct{})
 	go func() {
 		defer close(events)
+		c.filtered <- c.serveFilter(known, cfg.Refused)
 		c.lifeline.listen(c.stopped)
 	}()
 	go c.watch(events)
@@ -159,6 +171,18 @@ func (c *Container) begin(cfg *Config) error {
 		return c.terminal.connect()
 	}
 	return nil
+}
+
+// serveFilter waits until init has put the filter on, and starts to serve it.
+func (c *Container) serveFilter(known callTables, record func(Refusal) error) error {
+	fd, err := c.lifeline.takeFilter()
+	if err != nil {
+		return err
+	}
+	c.refuser, err = serveFilter(fd, known, record, func() {
+		_ = c.process.Signal(unix.SIGKILL) // it may have ended
+	})
+	return err
 }
 
 // streams replaces files that are not there by /dev/null.
@@ -182,11 +206,17 @@ func streams(files ...*os.File) ([]*os.File, *undo, error) {
 func (c *Container) watch(events <-chan struct{}) {
 	state, err := c.process.Wait()
 	<-events
+	var unanswered error
+	if c.refuser != nil {
+		unanswered = c.refuser.stop()
+	}
 	close(c.dead)
 	if c.terminal != nil {
 		c.terminal.drain()
 	}
 	switch {
+	case unanswered != nil:
+		c.waitErr = unanswered
 	case state != nil:
 		c.status = statusOf(state.Sys().(syscall.WaitStatus), c.lifeline.killed)
 	default:
@@ -212,7 +242,8 @@ func (c *Container) PID() int { return c.pid }
 // CgroupPath is the folder of the container's cgroup of version 2.
 func (c *Container) CgroupPath() string { return c.cgroup }
 
-// Start lets the command go.
+// Start lets the command go. When it returns, the filter of its system calls is
+// served.
 func (c *Container) Start() error {
 	c.closing.Lock()
 	defer c.closing.Unlock()
@@ -225,6 +256,9 @@ func (c *Container) Start() error {
 		}
 	}
 	if err := c.thread.do(c.container.Exec); err != nil {
+		return fmt.Errorf("start the command: %w", err)
+	}
+	if err := <-c.filtered; err != nil {
 		return fmt.Errorf("start the command: %w", err)
 	}
 	return nil

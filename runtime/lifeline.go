@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ type lifeline struct {
 const (
 	wordStopped = 'S'
 	wordKilled  = 'K'
+
+	wordFiltered = 'F'
 )
 
 // newLifeline returns our end and init's.
@@ -35,6 +38,52 @@ func newLifeline() (*lifeline, *os.File, error) {
 		return nil, nil, errors.Join(fmt.Errorf("make the lifeline: %w", err), inner.Close(), unix.Close(fds[0]))
 	}
 	return &lifeline{File: os.NewFile(uintptr(fds[0]), "lifeline")}, inner, nil
+}
+
+// sendFilter gives init the filter that it puts on the run: how many instructions
+// there are, in 16 bits, and then these. It comes before any signal.
+func (l *lifeline) sendFilter(image []byte) error {
+	head := binary.NativeEndian.AppendUint16(nil, uint16(len(image)/unix.SizeofSockFilter))
+	if _, err := l.Write(append(head, image...)); err != nil {
+		return fmt.Errorf("send the filter of system calls: %w", err)
+	}
+	return nil
+}
+
+// takeFilter waits until init has put the filter on the run, and returns the
+// kernel's descriptor for what the filter refers.
+func (l *lifeline) takeFilter() (int, error) {
+	conn, err := l.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	word, control := make([]byte, 2), make([]byte, unix.CmsgSpace(4))
+	var n, size int
+	var failed error
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			n, size, _, _, failed = unix.Recvmsg(int(fd), word, control, unix.MSG_CMSG_CLOEXEC)
+			if failed != unix.EINTR {
+				return failed != unix.EAGAIN
+			}
+		}
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return -1, err
+	}
+	if n != len(word) || word[0] != wordFiltered {
+		return -1, errors.New("the run's init has not put the filter of system calls on")
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:size])
+	if err != nil {
+		return -1, err
+	}
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil && len(fds) == 1 {
+			return fds[0], nil
+		}
+	}
+	return -1, errors.New("the run's init has not sent the filter's descriptor")
 }
 
 // listen takes what init says until it ends. stopped is called each time that

@@ -78,6 +78,12 @@ type Config struct {
 	ResolvConf []byte
 	Hosts      []byte
 
+	// Refused is told of each system call that was refused as a part of the
+	// boundary, while its caller waits. When it returns an error, the container
+	// is killed, and Wait returns that. After Wait it is not called any more. It
+	// may be nil.
+	Refused func(Refusal) error `json:"-"`
+
 	// Hidden are paths that the run must not see, in addition to the usual
 	// ones: the state and run folders of AgentOps.
 	Hidden []string

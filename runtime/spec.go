@@ -61,7 +61,6 @@ func specification(cfg *Config, v *view) *specs.Spec {
 				{Type: specs.CgroupNamespace},
 				{Type: specs.NetworkNamespace, Path: cfg.Network},
 			},
-			Seccomp:       seccomp(),
 			MaskedPaths:   append(append([]string{}, maskedPaths...), v.masked...),
 			ReadonlyPaths: readonlyPaths,
 			Resources: &specs.LinuxResources{

@@ -296,7 +296,10 @@ func describe(e map[string]any) string {
 		return get("grant") + " " + get("role") + with(", until ", get("expiration")) + with(": ", get("error"))
 	case "refused":
 		target := get("url")
-		if target == "" {
+		switch {
+		case get("call") != "":
+			target = get("call")
+		case target == "":
 			target = get("host") + ":" + get("port")
 		}
 		if method := get("method"); method != "" {
@@ -313,7 +316,7 @@ func process(e map[string]any) string {
 	if !ok {
 		return ""
 	}
-	return text(p["comm"]) + "[" + text(p["pid"]) + "]"
+	return fmt.Sprintf("%s (pid %s, uid %s, %s)", text(p["comm"]), text(p["pid"]), text(p["uid"]), text(p["exe"]))
 }
 
 // text is a JSON value as a person reads it.

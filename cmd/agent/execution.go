@@ -277,6 +277,16 @@ func (r *execution) recordRefusal(refusal bpf.Refusal) error {
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
+func (r *execution) recordCall(refusal runtime.Refusal) error {
+	return r.journal.Append(audit.Refused{
+		Protocol: "syscall",
+		Call:     refusal.Call,
+		Reason:   "syscall",
+		Detail:   refusal.Why,
+		Process:  refusal.Process,
+	})
+}
+
 // containerConfig describes the container of the run.
 func (r *execution) containerConfig() runtime.Config {
 	own, files := r.credentials.environment(r.boundary.credentials.Addr(), r.spec.rootfs)
@@ -303,7 +313,8 @@ func (r *execution) containerConfig() runtime.Config {
 		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Host4),
 		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",
 			netns.Own4, r.spec.name),
-		Hidden: r.env.hidden(),
+		Refused: r.recordCall,
+		Hidden:  r.env.hidden(),
 	}
 	if !r.spec.stdin {
 		c.Stdin = nil

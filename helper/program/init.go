@@ -19,6 +19,8 @@ import (
 const (
 	wordStopped = 'S' // the command was stopped by a signal
 	wordKilled  = 'K' // the command died of a signal
+
+	wordFiltered = 'F' // the filter is on; its descriptor is with the word, which is the first
 )
 
 // supervise is PID 1 of a run:
@@ -55,7 +57,11 @@ func supervise(args []string, stderr io.Writer) int {
 		stdio = []int{lifeline + 1, lifeline + 2, lifeline + 3}
 		stderr = os.NewFile(uintptr(stdio[2]), "stderr")
 	}
-	if err := guard(lifeline, stdio); err != nil {
+	err = guard(lifeline, stdio)
+	if err == nil {
+		err = installFilter(lifeline)
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "agent: error: prepare the run's init: %v\n", err)
 		return exitOurs
 	}

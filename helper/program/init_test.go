@@ -13,6 +13,10 @@ import (
 // which a function's test cannot show.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		const prSetNoNewPrivs = 38
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0); errno != 0 {
+			panic(errno)
+		}
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
 	}
 	os.Exit(m.Run())
@@ -76,6 +80,14 @@ func startInit(t *testing.T, command ...string) (*exec.Cmd, *os.File, *strings.B
 	cmd.ExtraFiles = []*os.File{theirs, null, write, write}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	// A filter of one instruction, which lets everything pass.
+	if _, err := ours.Write(append([]byte{1, 0}, 0x06, 0, 0, 0, 0, 0, 0xff, 0x7f)); err != nil {
+		t.Fatal(err)
+	}
+	word := make([]byte, 2)
+	if n, err := ours.Read(word); err != nil || n != 2 || word[0] != wordFiltered {
+		t.Fatalf("init said %q, %v, of the filter", word, err)
 	}
 	output := &strings.Builder{}
 	done := make(chan struct{})
@@ -156,6 +168,34 @@ func TestInitPassesSignals(t *testing.T) {
 	_ = cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 128+int(syscall.SIGUSR1) {
 		t.Errorf("code %d", code)
+	}
+}
+
+// Without its filter no command is started.
+func TestInitWithoutFilter(t *testing.T) {
+	for name, filter := range map[string][]byte{"none": nil, "cut off": {1, 0, 0x06, 0, 0, 0}, "empty": {0, 0}, "no filter": {1, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0}} {
+		t.Run(name, func(t *testing.T) {
+			fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+			defer theirs.Close()
+			started := filepath.Join(t.TempDir(), "started")
+			cmd := exec.Command("/proc/self/exe", "init", "3", "--", "touch", started)
+			cmd.ExtraFiles = []*os.File{theirs, os.Stdin, os.Stdout, os.Stderr}
+			if _, err := ours.Write(filter); err != nil {
+				t.Fatal(err)
+			}
+			ours.Close()
+			_ = cmd.Run()
+			if code := cmd.ProcessState.ExitCode(); code != exitOurs {
+				t.Errorf("code %d", code)
+			}
+			if _, err := os.Lstat(started); err == nil {
+				t.Error("the command was started")
+			}
+		})
 	}
 }
 

@@ -1,0 +1,4 @@
+package main
+
+// sysSeccomp is the number of seccomp(2).
+const sysSeccomp = 277
