@@ -26,7 +26,17 @@ type RunStart struct {
 	Workspace string   `json:"workspace"`
 	Rootfs    string   `json:"rootfs,omitempty"`
 	Grants    []string `json:"grants"`
+	CapAdd    []string `json:"cap_add,omitempty"` // beside the usual capabilities: "CAP_IPC_LOCK"
+	Limits    Limits   `json:"limits"`
 	Policy    Policy   `json:"policy"`
+}
+
+// Limits bound what a run takes of the host; 0 is no limit.
+type Limits struct {
+	Memory    int64   `json:"memory,omitempty"` // bytes, swap included
+	CPUs      float64 `json:"cpus,omitempty"`   // processors' worth of time
+	PIDs      int64   `json:"pids,omitempty"`   // processes and threads
+	OpenFiles uint64  `json:"open_files,omitempty"`
 }
 
 // Policy is the network policy that a run was started with, rules as they were

@@ -135,6 +135,7 @@ func (c *Container) begin(cfg *Config) error {
 		Args:       specification(cfg, &view{}).Process.Args,
 		Env:        cfg.Env,
 		Cwd:        cfg.Workspace,
+		Rlimits:    rlimits(cfg.Limits),
 		ExtraFiles: []*os.File{inner},
 	}
 	if cfg.Terminal {

@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"strings"
 
+	"agentops/audit"
+
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go starts
 )
@@ -65,6 +67,13 @@ type Config struct {
 	Command  []string
 	Env      []string // complete; see Environ
 	Hostname string   // cut to the 64 bytes that the kernel keeps
+
+	// Capabilities are given beside the usual ones, as CheckCapability returns
+	// them.
+	Capabilities []string
+
+	// Limits are as CheckLimits returns them; what is 0 is not limited.
+	Limits audit.Limits
 
 	// Terminal gives the command a terminal of its own, which Create connects
 	// with Stdin and Stdout; Stderr is then not used. Without it the three are

@@ -1,15 +1,10 @@
 package runtime
 
 import (
+	"slices"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
-
-// capabilities are Docker's default set less NET_RAW: packages can be installed
-// with them, and nothing of the host can be reached.
-var capabilities = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID",
-	"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
-}
 
 // maskedPaths of the kernel's own filesystems tell about the host; as Docker's
 // and runc's.
@@ -33,6 +28,7 @@ func specification(cfg *Config, v *view) *specs.Spec {
 	}
 	args = append(args, lifelineFD, "--")
 	umask := uint32(0o022)
+	held := slices.Concat(capabilities, cfg.Capabilities)
 	return &specs.Spec{
 		Version:  specs.Version,
 		Root:     &specs.Root{Path: v.root},
@@ -46,10 +42,8 @@ func specification(cfg *Config, v *view) *specs.Spec {
 			User:            specs.User{Umask: &umask},
 			NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{
-				Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+				Bounding: held, Effective: held, Permitted: held,
 			},
-			// No resource limits: the command inherits the agent's, which it may
-			// lack the capability to raise.
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: cgroupName(cfg.ID),
@@ -63,9 +57,7 @@ func specification(cfg *Config, v *view) *specs.Spec {
 			},
 			MaskedPaths:   append(append([]string{}, maskedPaths...), v.masked...),
 			ReadonlyPaths: readonlyPaths,
-			Resources: &specs.LinuxResources{
-				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
-			},
+			Resources:     resources(cfg.Limits),
 		},
 	}
 }

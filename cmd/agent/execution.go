@@ -300,6 +300,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Rootfs:     r.spec.rootfs,
 		Workspace:  r.spec.workspace,
 		Mounts:     r.spec.mounts,
+		Limits:     r.spec.limits,
 		Command:    r.spec.command,
 		Env:        variables,
 		Hostname:   r.spec.name,
@@ -313,8 +314,9 @@ func (r *execution) containerConfig() runtime.Config {
 		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Host4),
 		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",
 			netns.Own4, r.spec.name),
-		Refused: r.recordCall,
-		Hidden:  r.env.hidden(),
+		Capabilities: r.spec.capAdd,
+		Refused:      r.recordCall,
+		Hidden:       r.env.hidden(),
 	}
 	if !r.spec.stdin {
 		c.Stdin = nil

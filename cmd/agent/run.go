@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 
+	"agentops/runtime"
+
 	"github.com/spf13/cobra"
 )
 
@@ -52,6 +54,11 @@ end by signal n.`,
 	f.StringVar(&flags.Rootfs, "rootfs", "", "run in the tree at `DIR` instead of the host's (what is written there is discarded)")
 	f.StringArrayVarP(&flags.Mounts, "volume", "v", nil, "mount `SRC:DST[:ro]`")
 	f.StringArrayVarP(&flags.Env, "env", "e", nil, "set `NAME=VALUE`, or pass NAME on")
+	f.StringVar(&flags.Limits.Memory, "memory", "", "limit the run's memory to `SIZE`, such as 512m or 2g; what takes more is killed")
+	f.StringVar(&flags.Limits.CPUs, "cpus", "", "limit the run's processor time to that of `N`, such as 0.5")
+	f.StringVar(&flags.Limits.PIDs, "pids", "", fmt.Sprintf("limit the run to `N` processes and threads (default: %d)", runtime.DefaultPIDs))
+	f.StringVar(&flags.Limits.OpenFiles, "open-files", "", "limit each process to `N` open files")
+	f.StringArrayVar(&flags.CapAdd, "cap-add", nil, "give root in the run capability `CAP` beside the usual ones")
 	f.StringVarP(&flags.workspace, "workspace", "w", "", "work in `DIR` (default: the current folder)")
 	f.BoolVarP(&flags.terminal, "terminal", "t", false, "give the command a terminal")
 	f.BoolVarP(&flags.stdin, "interactive", "i", true, "pass stdin on; --interactive=false gives the command an empty one")

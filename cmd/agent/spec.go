@@ -42,6 +42,8 @@ type runSpec struct {
 	workspace string
 	rootfs    string
 	mounts    []runtime.Mount
+	capAdd    []string
+	limits    audit.Limits
 	env       []string // given by the user: NAME or NAME=VALUE
 	grants    []grant.AWS
 	policy    policy.Policy
@@ -100,6 +102,9 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := s.resolveView(e, merged); err != nil {
 		return nil, err
 	}
+	if err := s.resolveCage(merged); err != nil {
+		return nil, err
+	}
 	if err := s.resolveGrants(e, merged.Grants); err != nil {
 		return nil, err
 	}
@@ -147,6 +152,13 @@ func merge(file, flags settings) settings {
 		Env:     join(file.Env, flags.Env),
 		Mounts:  join(file.Mounts, flags.Mounts),
 		Rootfs:  either(flags.Rootfs, file.Rootfs),
+		CapAdd:  join(file.CapAdd, flags.CapAdd),
+		Limits: limitSettings{
+			Memory:    either(flags.Limits.Memory, file.Limits.Memory),
+			CPUs:      either(flags.Limits.CPUs, file.Limits.CPUs),
+			PIDs:      either(flags.Limits.PIDs, file.Limits.PIDs),
+			OpenFiles: either(flags.Limits.OpenFiles, file.Limits.OpenFiles),
+		},
 		Network: networkSettings{
 			Policy:  file.Network.Policy,
 			Allow:   join(file.Network.Allow, flags.Network.Allow),
@@ -203,6 +215,29 @@ func (s *runSpec) resolveView(e *env, merged settings) error {
 		s.mounts = append(s.mounts, mount)
 	}
 	_, err := runtime.Environ(nil, s.rootfs, nil, s.env)
+	return err
+}
+
+// resolveCage finds what the run may do beyond the usual, and how much it may
+// take.
+func (s *runSpec) resolveCage(merged settings) error {
+	for _, name := range merged.CapAdd {
+		capability, err := runtime.CheckCapability(name)
+		if unknown, ok := errors.AsType[*runtime.UnknownCapabilityError](err); ok {
+			return withHint(err, "did you mean %s?", nearest(strings.ToUpper(unknown.Name), runtime.KnownCapabilities()))
+		}
+		if err != nil {
+			return withHint(err, "a run can be given %s", strings.Join(runtime.AddableCapabilities(), ", "))
+		}
+		if !slices.Contains(s.capAdd, capability) {
+			s.capAdd = append(s.capAdd, capability)
+		}
+	}
+	limits, err := parseLimits(merged.Limits)
+	if err != nil {
+		return err
+	}
+	s.limits, err = runtime.CheckLimits(limits)
 	return err
 }
 
@@ -288,6 +323,8 @@ func (s *runSpec) record(merged settings) audit.RunStart {
 		Workspace: s.workspace,
 		Rootfs:    s.rootfs,
 		Grants:    merged.Grants,
+		CapAdd:    s.capAdd,
+		Limits:    s.limits,
 		Policy: audit.Policy{
 			Mode:    string(s.policy.Mode),
 			Allow:   n.Allow,

@@ -25,7 +25,17 @@ type settings struct {
 	Env     []string        `yaml:"env"`    // NAME or NAME=VALUE
 	Mounts  []string        `yaml:"mounts"` // SRC:DST[:ro]; SRC may be relative to the workspace
 	Rootfs  string          `yaml:"rootfs"` // likewise
+	CapAdd  []string        `yaml:"cap_add"`
+	Limits  limitSettings   `yaml:"limits"`
 	Network networkSettings `yaml:"network"`
+}
+
+// limitSettings are numbers as they were written, empty where none was.
+type limitSettings struct {
+	Memory    string `yaml:"memory"` // bytes, or with k, m, g, t: 512m
+	CPUs      string `yaml:"cpus"`   // 0.5
+	PIDs      string `yaml:"pids"`
+	OpenFiles string `yaml:"open_files"`
 }
 
 type networkSettings struct {
@@ -58,7 +68,8 @@ func readSettings(workspace string) (settings, error) {
 
 // settingsKeys are the keys that agent.yaml may have, for who misspells one.
 var settingsKeys = []string{
-	"name", "grants", "command", "env", "mounts", "rootfs", "network",
+	"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
+	"memory", "cpus", "pids", "open_files",
 	"policy", "allow", "deny", "resolve",
 }
 
