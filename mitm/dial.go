@@ -43,7 +43,7 @@ func ParsePin(text string) (Pin, error) {
 	}
 	suffix, isSuffix := strings.CutPrefix(name, "*.")
 	host, err := policy.Host(suffix)
-	if err == nil && strings.Contains(host, "*") {
+	if strings.Contains(suffix, "*") {
 		err = fmt.Errorf("a * stands only for whole labels at the beginning: *.example.com")
 	}
 	if err != nil {
@@ -107,6 +107,9 @@ func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, 
 		if to.Port() == 0 {
 			to = netip.AddrPortFrom(to.Addr(), port)
 		}
+		if err := checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr()); err != nil {
+			return nil, err
+		}
 		return dialer.DialContext(ctx, "tcp", to.String())
 	}
 	dialer.Control = d.guard(host)
@@ -126,7 +129,10 @@ func (d *Dialer) guard(host string) func(network, address string, _ syscall.RawC
 		if err != nil {
 			return fmt.Errorf("check address %q: %w", address, err)
 		}
-		if byAddress && d.policy.AllowsAddress(to) {
+		if err := checkDenied(d.policy.DecideAddress(policy.TCP, to), to.Addr()); err != nil {
+			return err
+		}
+		if byAddress && d.policy.AllowsAddress(policy.TCP, to) {
 			return nil
 		}
 		if err := checkPublic(to.Addr()); err != nil {

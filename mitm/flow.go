@@ -46,7 +46,9 @@ type flow struct {
 type refusal struct {
 	reason policy.Reason
 	rule   string
+	source string // where the rule stands
 	detail string
+	hint   string // what would allow it
 }
 
 // serve finds out what is spoken and hands the flow to who speaks it.
@@ -100,16 +102,20 @@ func (f *flow) host() string {
 	return f.destination.Addr().String()
 }
 
-// verdict judges a host at the flow's port; nil: allowed.
-func (f *flow) verdict(host string) *refusal {
+// judge judges a target at the flow's port; nil: allowed.
+func (f *flow) judge(t policy.Target) *refusal {
 	if f.refusal != nil {
 		return f.refusal
 	}
-	v := f.proxy.config.Policy.Decide(policy.Target{Host: host, Port: f.destination.Port()})
+	t.Port = f.destination.Port()
+	p := f.proxy.config.Policy
+	v := p.Decide(t)
 	if v.Allowed {
 		return nil
 	}
-	return &refusal{reason: v.Reason, rule: v.Rule}
+	r := &refusal{reason: v.Reason, rule: v.Rule, source: v.Source}
+	r.detail, r.hint = p.Explain(t, v)
+	return r
 }
 
 // opened writes flow.open, once, and must have succeeded before a byte of the
@@ -178,7 +184,7 @@ func (f *flow) closed() {
 // guard's doing, else its failure.
 func (f *flow) fail(err error) {
 	if guard, ok := errors.AsType[*GuardError](err); ok {
-		f.refusal = &refusal{reason: policy.Address, detail: guard.Error()}
+		f.refusal = guard.refusal(f.host(), f.destination.Port())
 		return
 	}
 	f.failure = err

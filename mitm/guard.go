@@ -4,16 +4,50 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
+
+	"agentops/mitm/policy"
 )
 
 // GuardError says that an address may not be dialled.
 type GuardError struct {
 	Address netip.Addr
-	Why     string // "loopback", "private", ...
+	Why     string         // "loopback", "private", ...
+	Verdict policy.Verdict // of the rules about addresses, when they decided
 }
 
 func (e *GuardError) Error() string {
 	return fmt.Sprintf("%s is refused: %s", e.Address, e.Why)
+}
+
+// refusal is what the error means for a flow or a request to host.
+func (e *GuardError) refusal(host string, port uint16) *refusal {
+	if e.Verdict.Reason != "" {
+		return &refusal{reason: e.Verdict.Reason, rule: e.Verdict.Rule, source: e.Verdict.Source, detail: e.Error()}
+	}
+	r := &refusal{reason: policy.Address, detail: e.Error()}
+	if _, err := netip.ParseAddr(host); err == nil {
+		r.hint = "agent run --allow " + net.JoinHostPort(host, strconv.Itoa(int(port)))
+	} else {
+		r.hint = fmt.Sprintf("agent run --resolve %s=%s", host, e.Address)
+	}
+	return r
+}
+
+// checkDenied returns a *GuardError for an address that a rule denies, whatever
+// name has led to it.
+func checkDenied(v policy.Verdict, addr netip.Addr) error {
+	if v.Allowed {
+		return nil
+	}
+	why := fmt.Sprintf("no rule of %s allows the address", v.Source)
+	if v.Rule != "" {
+		why = fmt.Sprintf("it is denied by the rule %q", v.Rule)
+		if v.Source != "" {
+			why += " of " + v.Source
+		}
+	}
+	return &GuardError{Address: addr, Why: why, Verdict: v}
 }
 
 // special are the addresses that are not of the public internet, from IANA's
@@ -64,11 +98,11 @@ func checkPublic(addr netip.Addr) error {
 	}
 	for _, s := range special {
 		if s.prefix.Contains(reached) {
-			return &GuardError{addr, s.why}
+			return &GuardError{Address: addr, Why: s.why}
 		}
 	}
 	if reached.Is6() && !global6.Contains(reached) {
-		return &GuardError{addr, notGlobal(reached)}
+		return &GuardError{Address: addr, Why: notGlobal(reached)}
 	}
 	return nil
 }
@@ -95,7 +129,7 @@ func checkForeign(addr netip.Addr) error {
 	}
 	for _, a := range own {
 		if network, ok := a.(*net.IPNet); ok && network.IP.Equal(addr.AsSlice()) {
-			return &GuardError{addr, "an address of the host itself"}
+			return &GuardError{Address: addr, Why: "an address of the host itself"}
 		}
 	}
 	return nil

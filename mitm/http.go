@@ -147,7 +147,26 @@ func (x *exchange) identify() *refusal {
 			return fronting("Host", r.Host, net.JoinHostPort(x.host, strconv.Itoa(int(f.destination.Port()))))
 		}
 	}
-	return f.verdict(x.host)
+	path, _, _ := strings.Cut(target(r), "?")
+	for _, method := range methods(r) {
+		refused := f.judge(policy.Target{Host: x.host, Protocol: policy.HTTP, Method: method, Path: path})
+		if refused != nil {
+			return refused
+		}
+	}
+	return nil
+}
+
+// methods are those that a server may take a request to have: some take another
+// than the first line's from a header.
+func methods(r *http.Request) []string {
+	found := []string{r.Method}
+	for _, name := range []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"} {
+		for _, value := range r.Header[name] {
+			found = append(found, strings.ToUpper(strings.TrimSpace(value)))
+		}
+	}
+	return found
 }
 
 func (x *exchange) makeURL() string {
@@ -232,7 +251,7 @@ func countResponse(res *http.Response) error {
 func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	if guard, ok := errors.AsType[*GuardError](err); ok {
-		x.refuse(w, &refusal{reason: policy.Address, detail: guard.Error()})
+		x.refuse(w, guard.refusal(x.host, x.flow.destination.Port()))
 		return
 	}
 	x.err = err
@@ -240,7 +259,7 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler) // the client is gone
 	}
 	x.status = http.StatusBadGateway
-	x.problem(w, x.status, "The upstream could not be reached", describeTLS(err), nil)
+	x.problem(w, problem{Type: "urn:agentops:upstream", Title: "The upstream could not be reached", Status: x.status, Detail: describeTLS(err)})
 }
 
 // record writes http.request when the exchange is over, however it ended.

@@ -73,9 +73,7 @@ func resetDeadlines(conns ...net.Conn) error {
 // serveOpaque relays what cannot be seen into. A nil upstream is dialled.
 func (f *flow) serveOpaque(ctx context.Context, client, upstream closeWriter, dial dialFunc) {
 	defer f.conn.Close()
-	if f.refusal = f.verdict(f.host()); f.refusal == nil && !f.mayBeOpaque() {
-		f.refusal = &refusal{reason: policy.Opaque, detail: "in strict, only HTTP passes, with TLS or without"}
-	}
+	f.refusal = f.judge(policy.Target{Host: f.host(), Protocol: policy.NotHTTP})
 	if f.refusal != nil || f.opened("opaque") != nil {
 		f.reset()
 		return

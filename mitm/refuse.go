@@ -3,10 +3,9 @@ package mitm
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"agentops/audit"
 	"agentops/mitm/policy"
@@ -39,44 +38,84 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	x.problem(w, http.StatusForbidden, "Refused by this run's policy", x.explain(r), r)
+	x.problem(w, problem{
+		Type:   "urn:agentops:refused:" + string(r.reason),
+		Title:  "Refused by this run's policy",
+		Status: http.StatusForbidden,
+		Detail: r.detail,
+		Reason: r.reason,
+		Rule:   r.rule,
+		File:   r.source,
+		Hint:   r.hint,
+	})
 }
 
-// explain says a refusal in words.
-func (x *exchange) explain(r *refusal) string {
-	address := net.JoinHostPort(x.host, strconv.Itoa(int(x.flow.destination.Port())))
-	switch r.reason {
-	case policy.Denied:
-		return fmt.Sprintf("%s is denied by the rule %q", address, r.rule)
-	case policy.NotAllowed:
-		return fmt.Sprintf("no rule allows %s; to allow it: agent run --allow %s", address, address)
-	}
-	return r.detail
+// problem is a problem document (RFC 9457).
+type problem struct {
+	Type   string        `json:"type"`
+	Title  string        `json:"title"`
+	Status int           `json:"status"`
+	Detail string        `json:"detail"`
+	Host   string        `json:"host"`
+	Port   uint16        `json:"port"`
+	Reason policy.Reason `json:"reason,omitempty"`
+	Rule   string        `json:"rule,omitempty"` // that decided
+	File   string        `json:"file,omitempty"` // where it stands
+	Hint   string        `json:"hint,omitempty"` // what would allow it
 }
 
-// problem writes a problem document (RFC 9457).
-func (x *exchange) problem(w http.ResponseWriter, status int, title, detail string, r *refusal) {
-	document := map[string]any{
-		"type":   "about:blank",
-		"title":  title,
-		"status": status,
-		"detail": detail,
-		"host":   x.host,
-		"port":   x.flow.destination.Port(),
+// String is the document in one line.
+func (p problem) String() string {
+	text := "agent: " + p.Title + ": " + p.Detail
+	if p.Hint != "" {
+		text += "; to allow it: " + p.Hint
 	}
-	if r != nil {
-		document["reason"] = r.reason
-		if r.rule != "" {
-			document["rule"] = r.rule
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// problem answers with a problem document, or with one line for a client that
+// takes nothing but text.
+func (x *exchange) problem(w http.ResponseWriter, p problem) {
+	p.Host, p.Port = x.host, x.flow.destination.Port()
+	kind, body := "text/plain; charset=utf-8", []byte(p.String())
+	if !onlyText(x.request.Header.Values("Accept")) {
+		var err error
+		if body, err = json.Marshal(p); err != nil {
+			panic(http.ErrAbortHandler)
 		}
+		kind = "application/problem+json"
 	}
-	body, err := json.Marshal(document)
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)+1))
-	w.WriteHeader(status)
+	w.WriteHeader(p.Status)
 	// A client that does not listen has its answer in the journal.
 	_, _ = w.Write(append(body, '\n'))
+}
+
+// onlyText reports whether all that a client accepts is text (RFC 9110, section
+// 12.5.1). A client that does not say accepts anything.
+func onlyText(accept []string) bool {
+	text := false
+	for kind := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		kind, parameters, _ := strings.Cut(strings.ToLower(strings.TrimSpace(kind)), ";")
+		if kind == "" || refusesKind(parameters) {
+			continue
+		}
+		if !strings.HasPrefix(kind, "text/") {
+			return false
+		}
+		text = true
+	}
+	return text
+}
+
+// refusesKind reports whether the weight of a media type is zero.
+func refusesKind(parameters string) bool {
+	for parameter := range strings.SplitSeq(parameters, ";") {
+		if q, ok := strings.CutPrefix(strings.TrimSpace(parameter), "q="); ok {
+			weight, err := strconv.ParseFloat(q, 64)
+			return err == nil && weight == 0
+		}
+	}
+	return false
 }

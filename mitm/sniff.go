@@ -41,7 +41,7 @@ func (f *flow) silence() time.Duration {
 
 // mayBeOpaque reports whether the flow may go on whatever it speaks.
 func (f *flow) mayBeOpaque() bool {
-	return f.proxy.config.Policy.Mode != policy.Strict && f.verdict(f.host()) == nil
+	return f.judge(policy.Target{Host: f.host(), Protocol: policy.NotHTTP}) == nil
 }
 
 // sniff tells from a client's first bytes what it speaks, and leaves them to be

@@ -64,7 +64,7 @@ func (f *flow) answerHello(ctx context.Context, hello *tls.ClientHelloInfo) (*tl
 		return nil, nil, err
 	}
 	if f.refusal == nil {
-		f.refusal = f.verdict(f.host())
+		f.refusal = f.judge(policy.Target{Host: f.host(), Protocol: policy.TCP})
 	}
 	if err := f.opened("tls"); err != nil {
 		return nil, nil, err

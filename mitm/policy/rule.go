@@ -1,23 +1,29 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/net/idna"
+	"unicode"
 )
 
 // Rule names targets: a host, every host below a suffix ("*.example.com", which
-// is not example.com itself), every host ("*"), an address or a network, each
-// with or without ports.
+// is not example.com itself), every host ("*"), an address or a network; with or
+// without ports; and of these all, or a protocol, or some requests. The zero
+// Rule names nothing.
 type Rule struct {
-	text    string
-	host    string       // exact; "." before it: a suffix; empty with no network: any
-	network netip.Prefix // valid: an address or a network
-	ports   []portRange  // empty: all
+	text     string
+	source   string
+	protocol Protocol // empty, TCP or UDP
+	any      bool
+	host     string       // exact; "." before it: a suffix
+	network  netip.Prefix // valid: an address or a network
+	ports    []portRange  // empty: all
+	methods  []string     // empty: all
+	paths    []glob       // empty: all
 }
 
 type portRange struct{ first, last uint16 }
@@ -25,19 +31,88 @@ type portRange struct{ first, last uint16 }
 // String is the rule as it was written.
 func (r Rule) String() string { return r.text }
 
-// ParseRule reads HOST[:PORTS], where PORTS are numbers and ranges with commas
-// between: "example.com", "*.example.com:443", "10.0.0.0/8:22,8000-8999",
-// "[2001:db8::1]:443".
+// Source is where the rule stands, as From was told.
+func (r Rule) Source() string { return r.source }
+
+// From returns the rule with where it stands: a file, a flag.
+func (r Rule) From(source string) Rule {
+	r.source = source
+	return r
+}
+
+// RuleSpec is a rule in parts.
+type RuleSpec struct {
+	Host    string   `yaml:"host"`  // with ports behind it, when there are no Ports
+	Ports   []string `yaml:"ports"` // numbers and ranges
+	Methods []string `yaml:"methods"`
+	Paths   []string `yaml:"paths"` // globs
+	TCP     string   `yaml:"tcp"`   // HOST[:PORTS], in the place of all others
+	UDP     string   `yaml:"udp"`   // likewise
+}
+
+// Rule makes a rule of the parts, as ParseRule does of their text.
+func (s RuleSpec) Rule() (Rule, error) {
+	for _, part := range slices.Concat(s.Ports, s.Methods, s.Paths, []string{s.Host, s.TCP, s.UDP}) {
+		if strings.ContainsFunc(part, unicode.IsSpace) {
+			return Rule{}, fmt.Errorf("rule with %q: a blank may not be in it; in a path, write %%20", part)
+		}
+	}
+	host := s.Host
+	switch {
+	case s.TCP != "" || s.UDP != "":
+		if s.TCP != "" && s.UDP != "" || s.Host != "" || s.Ports != nil || s.Methods != nil || s.Paths != nil {
+			return Rule{}, errors.New("rule with tcp or udp: nothing else may be in it")
+		}
+		host = "tcp:" + s.TCP
+		if s.UDP != "" {
+			host = "udp:" + s.UDP
+		}
+	case s.Ports != nil:
+		if strings.Count(host, ":") > 1 && host[0] != '[' {
+			host = "[" + host + "]"
+		}
+		host += ":" + strings.Join(s.Ports, ",")
+	}
+	if host == "" {
+		return Rule{}, errors.New("rule in parts: there is no host in it")
+	}
+	text := []string{host}
+	if s.Methods != nil {
+		text = []string{strings.Join(s.Methods, ","), host}
+	}
+	if s.Methods != nil && len(s.Methods) == 0 || s.Paths != nil && len(s.Paths) == 0 {
+		return Rule{}, fmt.Errorf("rule %q: a list of methods or paths is empty; leave it out to name all", host)
+	}
+	for _, path := range s.Paths {
+		if !strings.HasPrefix(path, "/") {
+			return Rule{}, fmt.Errorf("rule %q: path %q does not begin with a slash", host, path)
+		}
+		text = append(text, path)
+	}
+	return ParseRule(strings.Join(text, " "))
+}
+
+// UnmarshalYAML reads a rule as ParseRule does, or in parts.
+func (r *Rule) UnmarshalYAML(unmarshal func(any) error) (err error) {
+	var text string
+	if unmarshal(&text) == nil {
+		*r, err = ParseRule(text)
+		return err
+	}
+	var spec RuleSpec
+	if err = unmarshal(&spec); err == nil {
+		*r, err = spec.Rule()
+	}
+	return err
+}
+
+// ParseRule reads [METHODS] HOST[:PORTS][PATHS] or PROTOCOL:HOST[:PORTS]: methods
+// and ports have commas between them, paths blanks. "example.com",
+// "*.example.com:80,8000-8999", "[2001:db8::/32]:443", "tcp:10.0.0.5:5432",
+// "GET,HEAD example.com/api/** /v1/*/items".
 func ParseRule(text string) (Rule, error) {
 	rule := Rule{text: text}
-	host, ports, err := splitRule(text)
-	if err != nil {
-		return Rule{}, fmt.Errorf("rule %q: %w", text, err)
-	}
-	if rule.ports, err = parsePorts(ports); err != nil {
-		return Rule{}, fmt.Errorf("rule %q: %w", text, err)
-	}
-	if err := rule.parseHost(host); err != nil {
+	if err := rule.parse(text); err != nil {
 		return Rule{}, fmt.Errorf("rule %q: %w", text, err)
 	}
 	return rule, nil
@@ -56,12 +131,93 @@ func ParseRules(texts []string) ([]Rule, error) {
 	return rules, nil
 }
 
-// splitRule takes the ports off a rule. An IPv6 address or network is in
-// brackets when ports follow.
-func splitRule(text string) (host, ports string, err error) {
-	if strings.Contains(text, "://") {
-		return "", "", fmt.Errorf("it is a host with ports, without scheme and path")
+func (r *Rule) parse(text string) error {
+	head, paths := strings.Fields(text), []string(nil)
+	if i := slices.IndexFunc(head, func(f string) bool { return strings.HasPrefix(f, "/") }); i >= 0 {
+		head, paths = head[:i], head[i:]
 	}
+	var methods, target string
+	switch len(head) {
+	case 1:
+		target = head[0]
+	case 2:
+		methods, target = head[0], head[1]
+	case 0:
+		return errors.New("it is empty: there is no host")
+	default:
+		return errors.New("it is [METHODS] HOST[:PORTS][/PATH...]")
+	}
+	if strings.Contains(target, "://") {
+		return errors.New("it is a host with ports and paths, without scheme")
+	}
+	for _, protocol := range []Protocol{TCP, UDP} {
+		if rest, ok := strings.CutPrefix(target, string(protocol)+":"); ok {
+			r.protocol, target = protocol, rest
+			break
+		}
+	}
+	if i := pathBegin(target); i >= 0 {
+		target, paths = target[:i], append([]string{target[i:]}, paths...)
+	}
+	if r.protocol != "" && (methods != "" || paths != nil) {
+		return fmt.Errorf("methods and paths are of HTTP: leave %s: out", r.protocol)
+	}
+	host, ports, err := splitPorts(target)
+	if err != nil {
+		return err
+	}
+	if r.ports, err = parsePorts(ports); err != nil {
+		return err
+	}
+	if err := r.parseHost(host); err != nil {
+		return err
+	}
+	return r.parseRequests(methods, paths)
+}
+
+// pathBegin is where in HOST[:PORTS][/PATH] the path begins, -1: nowhere. A number
+// behind an address is the length of a network.
+func pathBegin(target string) int {
+	from := 0
+	if strings.HasPrefix(target, "[") {
+		from = max(strings.Index(target, "]"), 0)
+	}
+	slash := strings.Index(target[from:], "/")
+	if slash < 0 {
+		return -1
+	}
+	slash += from
+	if _, err := netip.ParseAddr(target[:slash]); err == nil {
+		rest := strings.TrimLeft(target[slash+1:], "0123456789")
+		if rest == "" || rest[0] == ':' {
+			return -1
+		}
+	}
+	return slash
+}
+
+func (r *Rule) parseRequests(methods string, paths []string) error {
+	if methods != "" {
+		r.methods = strings.Split(methods, ",")
+	}
+	for _, method := range r.methods {
+		if method == "" || strings.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-_") != "" {
+			return fmt.Errorf("%q is no method; they are in capitals: GET,HEAD", method)
+		}
+	}
+	for _, path := range paths {
+		g, err := parseGlob(path)
+		if err != nil {
+			return fmt.Errorf("path %q: %w", path, err)
+		}
+		r.paths = append(r.paths, g)
+	}
+	return nil
+}
+
+// splitPorts takes the ports off a host. An IPv6 address or network is in
+// brackets when ports follow.
+func splitPorts(text string) (host, ports string, err error) {
 	if rest, ok := strings.CutPrefix(text, "["); ok {
 		host, after, ok := strings.Cut(rest, "]")
 		if !ok {
@@ -108,11 +264,15 @@ func parsePorts(text string) ([]portRange, error) {
 
 func (r *Rule) parseHost(host string) error {
 	if host == "*" {
+		r.any = true
 		return nil
 	}
 	if prefix, err := netip.ParsePrefix(host); err == nil {
 		if prefix.Masked() != prefix {
 			return fmt.Errorf("network %s has bits beyond its length; write %s", host, prefix.Masked())
+		}
+		if prefix.Addr().Is4In6() {
+			return fmt.Errorf("network %s is one of IPv4; write it so", host)
 		}
 		r.network = prefix
 		return nil
@@ -123,89 +283,16 @@ func (r *Rule) parseHost(host string) error {
 		return nil
 	}
 	suffix, isSuffix := strings.CutPrefix(host, "*.")
+	if strings.Contains(suffix, "*") {
+		return fmt.Errorf("a * stands only for whole labels at the beginning: *.example.com")
+	}
 	name, err := Host(suffix)
 	if err != nil {
 		return err
 	}
-	if strings.Contains(name, "*") {
-		return fmt.Errorf("a * stands only for whole labels at the beginning: *.example.com")
-	}
 	r.host = name
 	if isSuffix {
 		r.host = "." + name
-	}
-	return nil
-}
-
-func (r Rule) matches(t Target) bool {
-	if len(r.ports) > 0 && !slices.ContainsFunc(r.ports, func(p portRange) bool { return p.first <= t.Port && t.Port <= p.last }) {
-		return false
-	}
-	return r.matchesHost(t.Host)
-}
-
-func (r Rule) matchesHost(host string) bool {
-	if r.network.IsValid() {
-		addr, err := netip.ParseAddr(host)
-		return err == nil && r.network.Contains(addr)
-	}
-	if strings.HasPrefix(r.host, ".") {
-		return strings.HasSuffix(host, r.host)
-	}
-	return r.host == "" || r.host == host
-}
-
-// Host brings a host into its one form: a name in lower case and A-labels (RFC
-// 5891) without its last dot, or an address as netip writes it.
-func Host(text string) (string, error) {
-	if addr, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		if addr.Zone() != "" {
-			return "", fmt.Errorf("address %q has a zone", text)
-		}
-		return addr.Unmap().String(), nil
-	}
-	name := strings.TrimSuffix(text, ".")
-	if !isASCII(name) {
-		ascii, err := idna.Lookup.ToASCII(name)
-		if err != nil {
-			return "", fmt.Errorf("host %q: %w", text, err)
-		}
-		name = ascii
-	}
-	name = strings.ToLower(name)
-	if err := checkName(name); err != nil {
-		return "", fmt.Errorf("host %q: %w", text, err)
-	}
-	return name, nil
-}
-
-func isASCII(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0
-}
-
-// checkName takes the names that are in use, underscores included, and not
-// such that some resolvers would read as an address ("127.1", "0x7f.1").
-func checkName(name string) error {
-	if name == "" {
-		return fmt.Errorf("it is empty")
-	}
-	if len(name) > 253 {
-		return fmt.Errorf("it is longer than 253 characters")
-	}
-	last := name[strings.LastIndexByte(name, '.')+1:]
-	if last != "" && last[0] >= '0' && last[0] <= '9' {
-		return fmt.Errorf("it ends with a number and is no address in its usual form")
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 {
-			return fmt.Errorf("a label must have 1 to 63 characters")
-		}
-		for i := range len(label) {
-			c := label[i]
-			if c != '-' && c != '_' && c != '*' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-				return fmt.Errorf("%q may not be in a name", c)
-			}
-		}
 	}
 	return nil
 }
