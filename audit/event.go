@@ -40,12 +40,14 @@ type Limits struct {
 }
 
 // Policy is the network policy that a run was started with, rules as they were
-// written.
+// written. What a host-wide file denies is in Deny.
 type Policy struct {
 	Mode    string   `json:"mode"`
 	Allow   []string `json:"allow"`
 	Deny    []string `json:"deny"`
 	Resolve []string `json:"resolve"`
+	File    string   `json:"file,omitempty"`  // the host-wide one that narrowed it
+	Within  []string `json:"within,omitzero"` // that file's allow list, when it has one
 }
 
 // RunExit closes every complete journal.

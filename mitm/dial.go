@@ -102,11 +102,7 @@ func (d *Dialer) pin(host string) (Pin, bool) {
 // is a *GuardError.
 func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout, Resolver: d.resolver}
-	if pin, ok := d.pin(host); ok {
-		to := pin.to
-		if to.Port() == 0 {
-			to = netip.AddrPortFrom(to.Addr(), port)
-		}
+	if to, ok := d.pinned(host, port); ok {
 		if err := checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr()); err != nil {
 			return nil, err
 		}
@@ -118,6 +114,27 @@ func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, 
 		target = host + "." // no search list of the host's
 	}
 	return dialer.DialContext(ctx, "tcp", net.JoinHostPort(target, strconv.Itoa(int(port))))
+}
+
+// pinned is where a pin leads.
+func (d *Dialer) pinned(host string, port uint16) (netip.AddrPort, bool) {
+	pin, ok := d.pin(host)
+	if pin.to.Port() == 0 {
+		return netip.AddrPortFrom(pin.to.Addr(), port), ok
+	}
+	return pin.to, ok
+}
+
+// Check says what can be said of a call of Dial without a lookup: a *GuardError
+// for an address that it would refuse.
+func (d *Dialer) Check(host string, port uint16) error {
+	if to, ok := d.pinned(host, port); ok {
+		return checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr())
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return d.guard(host)("tcp", netip.AddrPortFrom(addr, port).String(), nil)
+	}
+	return nil
 }
 
 // guard checks the address that is about to be dialled, after every lookup.

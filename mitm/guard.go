@@ -20,18 +20,31 @@ func (e *GuardError) Error() string {
 	return fmt.Sprintf("%s is refused: %s", e.Address, e.Why)
 }
 
+// Reason is the stable word for it.
+func (e *GuardError) Reason() policy.Reason {
+	if e.Verdict.Reason != "" {
+		return e.Verdict.Reason
+	}
+	return policy.Address
+}
+
+// Hint is what would allow it to a run that wants to reach host.
+func (e *GuardError) Hint(host string, port uint16) string {
+	switch e.Verdict.Reason {
+	case policy.Denied:
+		return "take the rule out"
+	case policy.NotAllowed:
+		return fmt.Sprintf("add %q to network.allow in %s", e.Address.String(), e.Verdict.Source)
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return "agent run --allow " + net.JoinHostPort(host, strconv.Itoa(int(port)))
+	}
+	return fmt.Sprintf("agent run --resolve %s=%s", host, e.Address)
+}
+
 // refusal is what the error means for a flow or a request to host.
 func (e *GuardError) refusal(host string, port uint16) *refusal {
-	if e.Verdict.Reason != "" {
-		return &refusal{reason: e.Verdict.Reason, rule: e.Verdict.Rule, source: e.Verdict.Source, detail: e.Error()}
-	}
-	r := &refusal{reason: policy.Address, detail: e.Error()}
-	if _, err := netip.ParseAddr(host); err == nil {
-		r.hint = "agent run --allow " + net.JoinHostPort(host, strconv.Itoa(int(port)))
-	} else {
-		r.hint = fmt.Sprintf("agent run --resolve %s=%s", host, e.Address)
-	}
-	return r
+	return &refusal{reason: e.Reason(), rule: e.Verdict.Rule, source: e.Verdict.Source, detail: e.Error(), hint: e.Hint(host, port)}
 }
 
 // checkDenied returns a *GuardError for an address that a rule denies, whatever

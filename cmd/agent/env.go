@@ -20,6 +20,10 @@ type env struct {
 	getenv func(string) string
 	dir    string // the current folder
 	uid    int    // effective
+
+	// hostPolicy is the path of the host-wide policy. It is no variable's to
+	// say: sudo and CI systems let variables of a job's choice through.
+	hostPolicy string
 }
 
 func processEnv() *env {
@@ -35,6 +39,8 @@ func processEnv() *env {
 		getenv: os.Getenv,
 		dir:    dir,
 		uid:    os.Geteuid(),
+
+		hostPolicy: hostPolicyFile,
 	}
 }
 

@@ -422,10 +422,10 @@ func TestExampleSettings(t *testing.T) {
 		t.Errorf("it says %+v", s)
 	}
 	spec := &runSpec{env: s.Env}
-	if err := spec.resolveNetwork(s.Network); err != nil {
+	if err := spec.resolveNetwork(s.Network, nil); err != nil {
 		t.Error(err)
 	}
-	if err := spec.resolveView(&env{}, s); err != nil {
+	if err := spec.resolveView(&env{}, s, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -23,6 +23,7 @@ func run(e *env) int {
 		newGrantCommand(e),
 		newRunCommand(e),
 		newAuditCommand(e),
+		newPolicyCommand(e),
 		newDoctorCommand(e),
 		newVersionCommand(e),
 	)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"agentops/mitm/policy"
 	"agentops/runtime"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,7 @@ own, 126 a command that cannot be executed, 127 one that is not found, 128+n the
 end by signal n.`,
 		Example: `  agent run -- curl https://example.com
   agent run --strict --allow '*.debian.org' -- apt-get update
+  agent run --strict --allow 'GET,HEAD example.com/api/**' -- ./build.sh
   agent run --grant aws -- aws s3 ls
   agent run -it -- bash
   agent run --rootfs ./image -v ./data:/data:ro -- /bin/tool`,
@@ -47,8 +49,8 @@ end by signal n.`,
 	f.StringVar(&flags.Name, "name", "", "name of the run, unique among those that go on")
 	f.StringArrayVar(&flags.Grants, "grant", nil, "use a stored grant; the first is also the default AWS profile")
 	f.BoolVar(&flags.strict, "strict", false, "refuse what no rule allows")
-	f.StringArrayVar(&flags.Network.Allow, "allow", nil, "allow `RULE`: HOST, *.SUFFIX, ADDRESS or NETWORK, with [:PORTS]")
-	f.StringArrayVar(&flags.Network.Deny, "deny", nil, "deny `RULE`; deny beats allow")
+	f.Var(ruleFlag{&flags.Network.Allow, "--allow"}, "allow", "allow `RULE`: HOST, *.SUFFIX, ADDRESS or NETWORK, with [:PORTS] and [/PATH], METHODS before it; or tcp:HOST:PORT, udp:HOST:PORT")
+	f.Var(ruleFlag{&flags.Network.Deny, "--deny"}, "deny", "deny `RULE`; deny beats allow")
 	f.StringArrayVar(&flags.Network.Resolve, "resolve", nil, "dial `NAME=IP[:PORT]`; NAME may be *.SUFFIX, an address, or * for every other")
 	f.StringVar(&flags.upstreamCA, "upstream-ca", "", "trust the roots in PEM `FILE` for upstreams as well")
 	f.StringVar(&flags.Rootfs, "rootfs", "", "run in the tree at `DIR` instead of the host's (what is written there is discarded)")
@@ -65,6 +67,27 @@ end by signal n.`,
 	f.BoolVarP(&flags.quiet, "quiet", "q", false, "print no summary at the end")
 	return cmd
 }
+
+// ruleFlag is a flag whose every use adds a rule.
+type ruleFlag struct {
+	rules *[]policy.Rule
+	name  string
+}
+
+// Set implements pflag.Value.
+func (f ruleFlag) Set(text string) error {
+	rule, err := policy.ParseRule(text)
+	if err == nil {
+		*f.rules = append(*f.rules, rule.From(f.name))
+	}
+	return err
+}
+
+// Type implements pflag.Value.
+func (f ruleFlag) Type() string { return "rule" }
+
+// String implements pflag.Value.
+func (f ruleFlag) String() string { return "" }
 
 // summarize prints the one line that a run ends with.
 func (e *env) summarize(r *execution, code int) {

@@ -72,6 +72,13 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	host, err := e.readHostPolicy()
+	if err != nil {
+		return nil, err
+	}
+	if err := host.checkWorkspace(workspace); err != nil {
+		return nil, err
+	}
 	file, err := readSettings(workspace)
 	if err != nil {
 		return nil, err
@@ -84,7 +91,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 		return nil, withHint(errors.New("no command was given"), "agent run -- COMMAND [ARG...], or command: in %s", workspaceFile)
 	}
 	if flags.strict {
-		merged.Network.Policy = string(policy.Strict)
+		merged.Network.Policy, merged.Network.source = string(policy.Strict), "--strict"
 	}
 	s := &runSpec{
 		id:        newRunID(),
@@ -99,16 +106,16 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if s.name == "" {
 		s.name = s.id
 	}
-	if err := s.resolveView(e, merged); err != nil {
+	if err := s.resolveView(e, merged, host); err != nil {
 		return nil, err
 	}
 	if err := s.resolveCage(merged); err != nil {
 		return nil, err
 	}
-	if err := s.resolveGrants(e, merged.Grants); err != nil {
+	if err := s.resolveGrants(e, merged.Grants, host); err != nil {
 		return nil, err
 	}
-	if err := s.resolveNetwork(merged.Network); err != nil {
+	if err := s.resolveNetwork(merged.Network, host); err != nil {
 		return nil, err
 	}
 	if err := s.resolveTrust(flags.upstreamCA); err != nil {
@@ -117,7 +124,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if s.helper, err = helper.Binary(); err != nil {
 		return nil, err
 	}
-	s.recorded = s.record(merged)
+	s.recorded = s.record(merged, host)
 	return s, nil
 }
 
@@ -138,7 +145,6 @@ func (e *env) fromHere(flags settings) settings {
 
 // merge lays flags over agent.yaml: lists are joined, the rest is replaced.
 func merge(file, flags settings) settings {
-	join := func(a, b []string) []string { return append(append([]string{}, a...), b...) }
 	either := func(flag, file string) string {
 		if flag != "" {
 			return flag
@@ -161,12 +167,15 @@ func merge(file, flags settings) settings {
 		},
 		Network: networkSettings{
 			Policy:  file.Network.Policy,
+			source:  file.Network.source,
 			Allow:   join(file.Network.Allow, flags.Network.Allow),
 			Deny:    join(file.Network.Deny, flags.Network.Deny),
 			Resolve: join(file.Network.Resolve, flags.Network.Resolve),
 		},
 	}
 }
+
+func join[T any](a, b []T) []T { return append(append([]T{}, a...), b...) }
 
 func (e *env) resolveWorkspace(flag string) (string, error) {
 	dir := e.dir
@@ -190,10 +199,13 @@ func (e *env) absolute(base, path string) string {
 	return filepath.Join(base, path)
 }
 
-func (s *runSpec) resolveView(e *env, merged settings) error {
+func (s *runSpec) resolveView(e *env, merged settings, host *hostPolicy) error {
 	if merged.Rootfs != "" {
 		rootfs, err := runtime.CheckRootfs(e.absolute(s.workspace, merged.Rootfs), e.hidden()...)
 		if err != nil {
+			return err
+		}
+		if err := host.checkMount("rootfs", rootfs); err != nil {
 			return err
 		}
 		s.rootfs = rootfs
@@ -210,6 +222,9 @@ func (s *runSpec) resolveView(e *env, merged settings) error {
 			ReadOnly:    readOnly,
 		}, e.hidden()...)
 		if err != nil {
+			return err
+		}
+		if err := host.checkMount("mount", mount.Source); err != nil {
 			return err
 		}
 		s.mounts = append(s.mounts, mount)
@@ -242,8 +257,11 @@ func (s *runSpec) resolveCage(merged settings) error {
 }
 
 // resolveGrants reads the run's grants, each once.
-func (s *runSpec) resolveGrants(e *env, names []string) error {
+func (s *runSpec) resolveGrants(e *env, names []string, host *hostPolicy) error {
 	for _, name := range names {
+		if err := host.checkGrant(name); err != nil {
+			return err
+		}
 		if slices.ContainsFunc(s.grants, func(g grant.AWS) bool { return g.Name == name }) {
 			continue
 		}
@@ -256,23 +274,24 @@ func (s *runSpec) resolveGrants(e *env, names []string) error {
 	return nil
 }
 
-func (s *runSpec) resolveNetwork(n networkSettings) (err error) {
-	if s.policy.Mode, err = policy.ParseMode(n.Policy); err != nil {
+// resolveNetwork makes the policy of the run's settings and its grants, narrowed
+// by the host's.
+func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
+	mode, err := policy.ParseMode(n.Policy)
+	if err != nil {
 		return err
 	}
-	if s.policy.Allow, err = policy.ParseRules(n.Allow); err != nil {
-		return err
-	}
-	if s.policy.Deny, err = policy.ParseRules(n.Deny); err != nil {
-		return err
-	}
+	s.policy = policy.Policy{Mode: mode, Source: n.source, Allow: n.Allow, Deny: n.Deny}
 	for _, g := range s.grants {
 		rules, err := policy.ParseRules(g.Hosts())
 		if err != nil {
 			return err
 		}
-		s.policy.Allow = append(s.policy.Allow, rules...)
+		for _, rule := range rules {
+			s.policy.Allow = append(s.policy.Allow, rule.From("grant "+g.Name))
+		}
 	}
+	host.narrow(&s.policy)
 	for _, text := range n.Resolve {
 		pin, err := mitm.ParsePin(text)
 		if err != nil {
@@ -310,9 +329,21 @@ func (s *runSpec) resolveTrust(upstreamCA string) error {
 	return nil
 }
 
-func (s *runSpec) record(merged settings) audit.RunStart {
+func (s *runSpec) record(merged settings, hostPolicy *hostPolicy) audit.RunStart {
 	n := merged.Network
 	host, _ := os.Hostname() // recorded empty
+	p := audit.Policy{
+		Mode:    string(s.policy.Mode),
+		Allow:   texts(n.Allow),
+		Deny:    texts(s.policy.Deny),
+		Resolve: n.Resolve,
+	}
+	if hostPolicy != nil {
+		p.File = hostPolicy.path
+	}
+	if s.policy.Bound != nil {
+		p.Within = texts(s.policy.Bound.Allow)
+	}
 	return audit.RunStart{
 		Schema:    audit.SchemaVersion,
 		Name:      s.name,
@@ -325,13 +356,16 @@ func (s *runSpec) record(merged settings) audit.RunStart {
 		Grants:    merged.Grants,
 		CapAdd:    s.capAdd,
 		Limits:    s.limits,
-		Policy: audit.Policy{
-			Mode:    string(s.policy.Mode),
-			Allow:   n.Allow,
-			Deny:    n.Deny,
-			Resolve: n.Resolve,
-		},
+		Policy:    p,
 	}
+}
+
+func texts(rules []policy.Rule) []string {
+	written := make([]string, len(rules))
+	for i, rule := range rules {
+		written[i] = rule.String()
+	}
+	return written
 }
 
 // newRunID returns an id that sorts by the time of its making: date, time,

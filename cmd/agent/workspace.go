@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"agentops/mitm/policy"
+
 	"github.com/goccy/go-yaml"
 )
 
@@ -39,10 +41,30 @@ type limitSettings struct {
 }
 
 type networkSettings struct {
-	Policy  string   `yaml:"policy"` // permissive, strict
-	Allow   []string `yaml:"allow"`
-	Deny    []string `yaml:"deny"`
-	Resolve []string `yaml:"resolve"` // NAME=IP[:PORT]
+	Policy  string        `yaml:"policy"` // permissive, strict
+	Allow   []policy.Rule `yaml:"allow"`
+	Deny    []policy.Rule `yaml:"deny"`
+	Resolve []string      `yaml:"resolve"` // NAME=IP[:PORT]
+
+	source string // where Policy is set
+}
+
+// from notes where the settings stand.
+func (n *networkSettings) from(path string) error {
+	n.source = path
+	return rulesFrom(path, n.Allow, n.Deny)
+}
+
+func rulesFrom(path string, lists ...[]policy.Rule) error {
+	for _, rules := range lists {
+		for i, rule := range rules {
+			if rule.String() == "" { // null in the file
+				return fmt.Errorf("%s: there is a rule with nothing in it", path)
+			}
+			rules[i] = rule.From(path)
+		}
+	}
+	return nil
 }
 
 // readSettings reads a workspace's agent.yaml; there need not be one.
@@ -55,26 +77,42 @@ func readSettings(workspace string) (settings, error) {
 	if err != nil {
 		return settings{}, fmt.Errorf("read %s: %w", workspaceFile, err)
 	}
-	var s settings
-	decoder := yaml.NewDecoder(bytes.NewReader(content), yaml.Strict())
-	if err := decoder.Decode(&s); err != nil && !errors.Is(err, io.EOF) {
-		return settings{}, describeYAML(path, err)
-	}
-	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return settings{}, fmt.Errorf("%s: there must be one document in it", path)
-	}
-	return s, nil
+	return parseSettings(path, content)
 }
 
-// settingsKeys are the keys that agent.yaml may have, for who misspells one.
-var settingsKeys = []string{
-	"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
-	"memory", "cpus", "pids", "open_files",
-	"policy", "allow", "deny", "resolve",
+// parseSettings reads what is in the file at path.
+func parseSettings(path string, content []byte) (s settings, err error) {
+	if err := decodeStrictly(path, content, &s, settingsKeys); err != nil {
+		return settings{}, err
+	}
+	return s, s.Network.from(path)
+}
+
+// ruleKeys are those of a rule in parts, settingsKeys all that agent.yaml may
+// have, for who misspells one.
+var (
+	ruleKeys     = []string{"host", "ports", "methods", "paths", "tcp", "udp"}
+	settingsKeys = append([]string{
+		"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
+		"memory", "cpus", "pids", "open_files",
+		"policy", "allow", "deny", "resolve",
+	}, ruleKeys...)
+)
+
+// decodeStrictly reads one YAML document with no other keys than those of into.
+func decodeStrictly(path string, content []byte, into any, keys []string) error {
+	decoder := yaml.NewDecoder(bytes.NewReader(content), yaml.Strict())
+	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return describeYAML(path, err, keys)
+	}
+	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: there must be one document in it", path)
+	}
+	return nil
 }
 
 // describeYAML says where in a file the decoder was not content, and with what.
-func describeYAML(path string, err error) error {
+func describeYAML(path string, err error, keys []string) error {
 	position := path
 	yamlErr, ok := errors.AsType[yaml.Error](err)
 	if !ok {
@@ -85,7 +123,7 @@ func describeYAML(path string, err error) error {
 	}
 	located := fmt.Errorf("%s: %s", position, yamlErr.GetMessage())
 	if unknown, ok := errors.AsType[*yaml.UnknownFieldError](err); ok {
-		return withHint(located, "did you mean %q?", nearest(unknown.Token.Value, settingsKeys))
+		return withHint(located, "did you mean %q?", nearest(unknown.Token.Value, keys))
 	}
 	return located
 }

@@ -42,7 +42,7 @@ func (p *Policy) Explain(t Target, v Verdict) (detail, hint string) {
 	}
 	if v.Source != "" {
 		detail += " of " + v.Source
-		hint += ": " + v.Source
+		hint += " of " + v.Source
 	}
 	return detail, hint
 }
