@@ -57,6 +57,7 @@ func TestEveryRequestIsJudgedByMethodAndPath(t *testing.T) {
 			{"GET", "/api/..%2fother", "", "malformed"},
 			{"GET", "/api/..;/other", "", "malformed"},
 			{"GET", "/api//other", "", "malformed"},
+			{"GET", "/api/1%2Fother", "", "malformed"},
 		} {
 			request, err := http.NewRequest(c.method, "https://www.example.com/", http.NoBody)
 			if err != nil {

@@ -106,6 +106,9 @@ func TestTheHostPolicyNarrows(t *testing.T) {
 	}
 	p := policy.Policy{Mode: policy.Permissive, Allow: allow}
 	h.narrow(&p)
+	if p.Mode != policy.Strict || p.Source != "/p" {
+		t.Errorf("the run is %s by %q", p.Mode, p.Source)
+	}
 	for target, want := range map[policy.Target]policy.Reason{
 		{Host: "a.example", Port: 443, Protocol: policy.HTTP}:    "",
 		{Host: "a.example", Port: 443, Protocol: policy.NotHTTP}: policy.Opaque,
