@@ -170,7 +170,11 @@ func TestPolicySuggest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := journal.Seal(audit.RunExit{}); err != nil {
+	key, err := audit.LoadKey(filepath.Join(b.state, keysFolder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := journal.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 10}}, key); err != nil {
 		t.Fatal(err)
 	}
 	hosts := []string{"a.example:443,8080", "c.example:8080", "quiet.example:443", "tcp:[2001:db8::1]:22", "tcp:db.example:5432", "udp:ntp.example:123"}
