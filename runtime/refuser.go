@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -32,6 +33,8 @@ type refuser struct {
 	conn   syscall.RawConn
 	done   chan struct{} // closed when err is set
 	err    error
+
+	stopping atomic.Bool // file is closed, or about to be
 }
 
 // serveFilter answers what a filter refers until nobody is left whom it filters,
@@ -58,6 +61,7 @@ func serveFilter(fd int, known callTables, record func(Refusal) error, failed fu
 // stop ends the service and returns what it failed of. No record is made after
 // it.
 func (r *refuser) stop() error {
+	r.stopping.Store(true)
 	r.file.Close()
 	<-r.done
 	return r.err
@@ -70,7 +74,7 @@ func (r *refuser) serve() error {
 			err = r.answer(n)
 		}
 		switch {
-		case errors.Is(err, os.ErrClosed):
+		case err != nil && r.stopping.Load():
 			return nil
 		case err != nil:
 			return fmt.Errorf("answer a refused system call: %w", err)
