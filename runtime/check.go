@@ -137,5 +137,14 @@ func exposes(path string, hidden []string) error {
 			return fmt.Errorf("it is, holds or is in %s, which runs must not see", secret)
 		}
 	}
+	sockets, err := hostSockets()
+	if err != nil {
+		return fmt.Errorf("look for sockets in it: %w", err)
+	}
+	for _, socket := range sockets {
+		if slices.Contains(engineSocketNames, filepath.Base(socket)) && within(resolve(socket), path) {
+			return fmt.Errorf("it is or holds %s, which gives the host to who can write to it", socket)
+		}
+	}
 	return nil
 }

@@ -102,14 +102,46 @@ func TestCheckMount(t *testing.T) {
 			t.Errorf("%+v: %+v, %v", m, got, err)
 		}
 	}
-	for _, m := range []Mount{
-		{dir + "/socket", "/socket", false}, {"/", "/host", true}, {"/proc", "/x", true}, {"/run", "/x", true},
-		{"/run/docker.sock", "/x", true}, {"/var/run/docker.sock", "/x", true}, {"/etc/shadow", "/x", true},
-		{"/dev/null", "/x", true}, {dir, "data", false}, {dir, "/", false}, {dir, "/proc/sys", false},
-		{dir, "/agentops", false}, {dir, "/data/../agentops/aws", false}, {dir, "/dev", false}, {dir, "", false},
+	engine := filepath.Join(t.TempDir(), "engine")
+	if err := os.Mkdir(engine, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	docker, err := net.Listen("unix", engine+"/docker.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer docker.Close()
+	state := t.TempDir()
+	for _, test := range []struct {
+		mount Mount
+		why   string
+	}{
+		{Mount{"/", "/host", true}, "the run would have the whole host"},
+		{Mount{"/proc", "/x", true}, "is or holds /proc, which is the host's"},
+		{Mount{"/proc/self", "/x", true}, "is in /proc, which is the host's"},
+		{Mount{"/sys", "/x", true}, "is or holds /sys, which is the host's"},
+		{Mount{"/run", "/x", true}, "is or holds /run, which is the host's"},
+		{Mount{"/var/run", "/x", true}, "is or holds /run, which is the host's"},
+		{Mount{"/etc", "/x", true}, "is or holds /etc, which is the host's"},
+		{Mount{"/etc/shadow", "/x", true}, "which runs must not see"},
+		{Mount{"/dev/null", "/x", true}, "is in /dev, which is the host's"},
+		{Mount{state, "/x", true}, "which runs must not see"},
+		{Mount{filepath.Dir(state), "/x", true}, "which runs must not see"},
+		{Mount{dir + "/socket", "/socket", false}, "neither a folder nor a regular file"},
+		{Mount{engine + "/docker.sock", "/x", true}, "gives the host to who can write to it"},
+		{Mount{engine, "/x", true}, "gives the host to who can write to it"},
+		{Mount{filepath.Dir(engine), "/x", true}, "gives the host to who can write to it"},
+		{Mount{dir + "/none", "/x", true}, "no such file"},
+		{Mount{dir, "data", false}, "must be absolute"},
+		{Mount{dir, "", false}, "must be absolute"},
+		{Mount{dir, "/", false}, "the run has its own there"},
+		{Mount{dir, "/proc/sys", false}, "the run has its own there"},
+		{Mount{dir, "/agentops", false}, "the run has its own there"},
+		{Mount{dir, "/data/../agentops/aws", false}, "the run has its own there"},
+		{Mount{dir, "/dev", false}, "the run has its own there"},
 	} {
-		if got, err := CheckMount(m); err == nil {
-			t.Errorf("%+v was taken: %+v", m, got)
+		if got, err := CheckMount(test.mount, state); err == nil || !strings.Contains(err.Error(), test.why) {
+			t.Errorf("%+v: %+v, %v; want %q", test.mount, got, err, test.why)
 		}
 	}
 }

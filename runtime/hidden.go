@@ -67,6 +67,12 @@ var engineSockets = []string{
 	"/run/dbus", "/run/systemd", "/run/snapd.socket", "/var/lib/lxd", "/var/lib/incus",
 }
 
+// engineSocketNames are what engines call their sockets, wherever these are.
+var engineSocketNames = []string{
+	"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "buildkitd.sock", "dockershim.sock", "cri-dockerd.sock",
+	"system_bus_socket",
+}
+
 // hiding is what of the host a run does not see.
 type hiding struct {
 	fresh  []string // folders replaced by empty ones
