@@ -314,6 +314,31 @@ func endpoint(addr net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
+// Refusals that come faster than they are read are counted, each.
+func TestLostRefusalsAreCounted(t *testing.T) {
+	o := newObserved(t)
+	const sent = 5000 // more than the ring buffer holds
+	script := fmt.Sprintf(`exec /usr/bin/python3 -c '
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(%d):
+    s.sendto(b"x", ("203.0.113.7", 443))
+'`, sent)
+	if err := o.start(t, script).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var seen uint64
+	err := o.redirect.Refusals(ctx, o.observer, func(bpf.Refusal) error { seen++; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if counts := o.counted(t); counts.Refused != sent || counts.Lost == 0 || seen+counts.Lost != sent {
+		t.Errorf("%d refusals were seen, counts are %+v, want %d in all", seen, counts, sent)
+	}
+}
+
 // The connections of a benchmark are made by this program, started again.
 func TestMain(m *testing.M) {
 	if address := os.Getenv("BENCH_CONNECT"); address != "" {
