@@ -64,7 +64,7 @@ struct executable {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 512);
+	__uint(max_entries, 128);
 	__type(key, struct image);
 	__type(value, struct executable);
 } executables SEC(".maps");

@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
-	"github.com/cilium/ebpf/rlimit"
 )
 
 // MinimumKernel is the first Linux that has sk_lookup.
@@ -59,10 +58,6 @@ type Redirect struct {
 
 // AttachRedirect loads the program and attaches it to the namespace.
 func AttachRedirect(opts RedirectOptions) (_ *Redirect, err error) {
-	// Linux before 5.11 charges maps to the locked memory limit.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raise the locked memory limit for BPF maps: %w", err)
-	}
 	spec, err := loadRedirect()
 	if err != nil {
 		return nil, fmt.Errorf("read the redirect program: %w", err)

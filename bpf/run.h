@@ -86,7 +86,7 @@ struct owner {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 	__type(key, struct flow);
 	__type(value, struct owner);
 } owners SEC(".maps");

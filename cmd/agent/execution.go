@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,7 @@ type execution struct {
 	stop       context.CancelCauseFunc // ends what serves
 	stopped    context.Context
 	terminated chan struct{} // closed when the container has ended
+	collect    int           // the garbage collector's setting, once the command runs
 
 	// taken is how many connections and datagrams of the run were taken so far.
 	taken func() (flows, datagrams uint64)
@@ -59,6 +61,8 @@ var errOver = errors.New("the run is over")
 // execute runs a command and returns its exit code. An error is ours: the command
 // did not start, or was ended for it.
 func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) {
+	// Nothing of what a start needs is garbage for long.
+	r := &execution{env: e, spec: spec, log: e.logger(), collect: debug.SetGCPercent(-1)}
 	books, err := e.openBooks()
 	if err != nil {
 		return exitOurs, err
@@ -66,7 +70,7 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 	if err := runtime.Sweep(e.runDir(), func(r runtime.Record) error { return books.closeInterrupted(r.ID, r.Folder) }); err != nil {
 		e.logger().WithError(err).Warn("what interrupted runs have left could not all be removed")
 	}
-	r := &execution{env: e, spec: spec, log: e.logger(), books: books}
+	r.books = books
 	r.stopped, r.stop = context.WithCancelCause(ctx)
 	began := time.Now()
 	if err := r.begin(); err != nil {
@@ -173,6 +177,7 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	defer stopSignals()
 	r.started = true
 	if err = r.container.Start(); err == nil {
+		debug.SetGCPercent(r.collect)
 		status, err = r.container.Wait()
 	}
 	close(r.terminated)
