@@ -381,6 +381,10 @@ func (r *execution) finish(exit *audit.RunExit) error {
 			_ = r.journal.Append(e) // its error is the journal's, told below
 		}
 	}
+	// What the run has on the host goes while the disk takes its journal.
+	cleared := make(chan error, 2)
+	go func() { cleared <- r.container.Close() }()
+	go func() { cleared <- r.boundary.close() }()
 	failed := r.journal.Err() // has ended the run and is told by it
 	seal, err := r.journal.Seal(exit, r.books.key)
 	if err == nil {
@@ -393,7 +397,7 @@ func (r *execution) finish(exit *audit.RunExit) error {
 		// The run's own writes, which go first, may be what fills the disk.
 		err = errors.Join(err, r.container.Close(), r.books.closeInterrupted(r.spec.id, r.folder))
 	}
-	return errors.Join(append(errs, err, r.end())...)
+	return errors.Join(append(errs, err, <-cleared, <-cleared, r.end())...)
 }
 
 // settleTimeout bounds the wait for what the kernel has taken of a run that is over.
