@@ -44,7 +44,13 @@ type Namespace struct {
 }
 
 // New makes a namespace with lo only, every address routed to it.
-func New() (*Namespace, error) {
+func New() (*Namespace, error) { return create((*Namespace).setUp) }
+
+// Empty makes a namespace as the kernel does: lo is down and nothing is routed.
+func Empty() (*Namespace, error) { return create(func(*Namespace) error { return nil }) }
+
+// create makes a namespace and calls setUp on a thread in it.
+func create(setUp func(*Namespace) error) (*Namespace, error) {
 	ns := &Namespace{ipv6: hasIPv6()}
 	err := onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -55,7 +61,7 @@ func New() (*Namespace, error) {
 			return fmt.Errorf("open the network namespace: %w", err)
 		}
 		ns.file = file
-		return ns.setUp()
+		return setUp(ns)
 	})
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
