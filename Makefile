@@ -21,14 +21,18 @@ TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs python3 pyth
 BENCH_PACKAGES := runc
 GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
-SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.o' go.mod go.sum)
+SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' go.mod go.sum)
 
-agent: helper/dist/helper $(SOURCES) | build-deps
+agent: helper/dist/helper helper/dist/escape $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
 # The program that goes into a run: static, no libc, embedded in agent.
 helper/dist/helper: $(filter helper/program/%,$(SOURCES))
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/program
+
+# The program that tries to get out of a run, for agent selftest.
+helper/dist/escape: $(filter test/escape/%,$(SOURCES))
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/escape
 
 .PHONY: demo
 demo: deps agent bin/awsstub
@@ -70,4 +74,4 @@ deps:
 
 .PHONY: clean
 clean:
-	rm -rf agent bin helper/dist/helper
+	rm -rf agent bin helper/dist/helper helper/dist/escape
