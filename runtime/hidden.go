@@ -43,7 +43,7 @@ var secretPaths = []string{
 	"/etc/aws", "/etc/boto.cfg", "/etc/google", "/etc/azure",
 	"/etc/kubernetes", "/etc/rancher", "/etc/cni", "/etc/docker", "/etc/containers", "/etc/crio",
 	"/etc/puppetlabs", "/etc/salt/pki", "/etc/chef", "/etc/gitlab-runner", "/etc/sssd", "/var/lib/sss",
-	"/etc/netrc", "/etc/apt/auth.conf*", "/etc/mysql/debian.cnf", "/etc/ceph", "/etc/agentops",
+	"/etc/netrc", "/etc/apt/auth.conf*", "/etc/mysql/debian.cnf", "/etc/ceph", "/etc/agentops", "/var/lib/agentops",
 	// Container engines, virtual machines and their contents.
 	"/var/lib/docker*", "/var/lib/containerd*", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/rancher",
 	"/var/lib/k0s", "/var/lib/crio", "/var/lib/cri-o", "/var/lib/cni", "/var/lib/etcd", "/var/lib/buildkit",
