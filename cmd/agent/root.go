@@ -25,6 +25,7 @@ func run(e *env) int {
 		newAuditCommand(e),
 		newPolicyCommand(e),
 		newDoctorCommand(e),
+		newSelftestCommand(e),
 		newVersionCommand(e),
 	)
 	root.SetArgs(e.args)

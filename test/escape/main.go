@@ -124,7 +124,7 @@ func readStage(path string) (*attempt.Stage, error) {
 func inChildren(o options, p probe, inherited string) attempt.Result {
 	best := inChild(o, p, inherited)
 	for range tries - 1 {
-		slow := best.Outcome == attempt.Silent || best.Outcome == attempt.Blocked && best.Micros > prompt.Microseconds()
+		slow := best.Outcome == attempt.Silent || best.Outcome != attempt.Reached && best.Micros > prompt.Microseconds()
 		if o.plain || !slow {
 			break
 		}
