@@ -53,10 +53,6 @@ func describeKernel() error {
 	}
 	k.Compat = hasCompat && survives("compat")
 	k.X32 = x32 != 0 && survives("x32")
-	var name unix.Utsname
-	if unix.Uname(&name) == nil {
-		k.Machine = unix.ByteSliceToString(name.Machine[:])
-	}
 	return json.NewEncoder(os.Stdout).Encode(k)
 }
 

@@ -72,26 +72,24 @@ type Stage struct {
 	Host6 string `json:"host6"`
 	Port  uint16 `json:"port"` // of a listener on the host's loopback
 
-	Kernel     Kernel   `json:"kernel"`
-	Paths      []string `json:"paths"`      // of SecretPaths, those that this host has something in
-	Canaries   []string `json:"canaries"`   // files of the host with Secret in them
-	Secret     string   `json:"secret"`     // never to be seen
-	PID        int      `json:"pid"`        // a process of the host
-	Abstract   string   `json:"abstract"`   // an abstract unix socket of the host, without its NUL
-	Sockets    []string `json:"sockets"`    // path names of unix sockets of the host
-	State      string   `json:"state"`      // the state folder
-	Privileged bool     `json:"privileged"` // made by root
+	Kernel   Kernel   `json:"kernel"`
+	Paths    []string `json:"paths"`    // of SecretPaths, those that this host has something in
+	Canaries []string `json:"canaries"` // files of the host with Secret in them
+	Secret   string   `json:"secret"`   // never to be seen
+	PID      int      `json:"pid"`      // a process of the host
+	Abstract string   `json:"abstract"` // an abstract unix socket of the host, without its NUL
+	Sockets  []string `json:"sockets"`  // path names of unix sockets of the host
+	State    string   `json:"state"`    // the state folder
 }
 
 // Kernel is what the host's kernel has, whatever a run is let have of it.
 type Kernel struct {
-	Families  []int  `json:"families"`  // address families
-	Netlinks  []int  `json:"netlinks"`  // protocols of AF_NETLINK
-	Protocols []int  `json:"protocols"` // protocols of AF_INET beside TCP and UDP
-	Calls     []int  `json:"calls"`     // numbers of system calls, of those that were asked for
-	Compat    bool   `json:"compat"`    // 32-bit system calls
-	X32       bool   `json:"x32"`       // x32 system calls
-	Machine   string `json:"machine"`
+	Families  []int `json:"families"`  // address families
+	Netlinks  []int `json:"netlinks"`  // protocols of AF_NETLINK
+	Protocols []int `json:"protocols"` // protocols of AF_INET beside TCP and UDP
+	Calls     []int `json:"calls"`     // numbers of system calls, of those that were asked for
+	Compat    bool  `json:"compat"`    // 32-bit system calls
+	X32       bool  `json:"x32"`       // x32 system calls
 }
 
 // SecretPaths are where hosts keep what is theirs: a list of its own, so that an
