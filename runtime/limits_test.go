@@ -49,7 +49,8 @@ try:
         if os.fork() == 0: time.sleep(1000)
         n += 1
 except BlockingIOError:
-    print("stopped at", n, flush=True)
+    pass
+print("stopped at", n, flush=True)
 input()`)
 	cfg.Limits.PIDs = 64
 	out, outer, err := os.Pipe()

@@ -31,10 +31,9 @@ type refuser struct {
 	record func(Refusal) error // may be nil
 	file   *os.File            // the kernel's end of the filter
 	conn   syscall.RawConn
+	closed atomic.Bool
 	done   chan struct{} // closed when err is set
 	err    error
-
-	stopping atomic.Bool // file is closed, or about to be
 }
 
 // serveFilter answers what a filter refers until nobody is left whom it filters,
@@ -61,7 +60,7 @@ func serveFilter(fd int, known callTables, record func(Refusal) error, failed fu
 // stop ends the service and returns what it failed of. No record is made after
 // it.
 func (r *refuser) stop() error {
-	r.stopping.Store(true)
+	r.closed.Store(true)
 	r.file.Close()
 	<-r.done
 	return r.err
@@ -74,7 +73,7 @@ func (r *refuser) serve() error {
 			err = r.answer(n)
 		}
 		switch {
-		case err != nil && r.stopping.Load():
+		case r.closed.Load():
 			return nil
 		case err != nil:
 			return fmt.Errorf("answer a refused system call: %w", err)

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -284,7 +285,7 @@ func TestRefusals(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		got = append(got, r.Call)
-		if p := r.Process; p == nil || p.PID <= 1 || p.Parent <= 1 || p.UID != 0 || p.Comm != "call" || p.Exe != "/call" || r.Why == "" {
+		if p := r.Process; p == nil || p.PID <= 1 || p.Parent <= 1 || p.Parent == p.PID || p.UID != 0 || p.Comm != "call" || p.Exe != "/call" || r.Why == "" {
 			t.Errorf("%s by %+v, since %q", r.Call, p, r.Why)
 		}
 		return nil
@@ -321,6 +322,59 @@ func TestRefusalWithoutRecord(t *testing.T) {
 	}
 	if _, err := c.Wait(); err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the run ended with %v", err)
+	}
+}
+
+// A call waits as long as nobody answers it, as when the agent is stopped; when
+// nobody is there to answer, it is refused all the same.
+func TestRefusalWaits(t *testing.T) {
+	const script = `
+import errno, socket, sys
+for line in sys.stdin:
+    try: socket.socket(40, 1)
+    except OSError as e: print(errno.errorcode[e.errno], flush=True)`
+	cfg := newConfig(t, "/usr/bin/python3", "-c", script)
+	inner, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, outer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Stdin, cfg.Stdout = inner, outer
+	held, answer := make(chan struct{}), make(chan struct{})
+	cfg.Refused = func(Refusal) error {
+		close(held)
+		<-answer
+		return nil
+	}
+	c, err := Create(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	inner.Close()
+	outer.Close()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "try")
+	<-held
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(out.Fd()), Events: unix.POLLIN}}, 0); n != 0 || err != nil {
+		t.Errorf("before the answer there is output: %d, %v", n, err)
+	}
+	close(answer)
+	lines := bufio.NewReader(out)
+	if line, err := lines.ReadString('\n'); line != "EAFNOSUPPORT\n" {
+		t.Errorf("after the answer: %q, %v", line, err)
+	}
+	if err := c.refuser.stop(); err != nil {
+		t.Error(err)
+	}
+	fmt.Fprintln(in, "try")
+	if line, err := lines.ReadString('\n'); line != "ENOSYS\n" {
+		t.Errorf("without who answers: %q, %v", line, err)
 	}
 }
 
