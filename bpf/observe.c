@@ -220,14 +220,20 @@ int observe_sendmsg6(struct bpf_sock_addr *ctx)
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
-// read_flow reads the addresses and ports of a packet that opens a connection or
-// is a datagram of its own, and tells how long its headers are; 0: it is neither.
+// What a packet is.
+enum {
+	PACKET_OTHER, // of a connection that was opened before, or the kernel's own
+	PACKET_OPENS, // a connection, or is a datagram
+	PACKET_WRONG, // of a protocol that no socket of a run has
+};
+
+// read_flow reads the addresses and ports of a packet and tells what it is.
 static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow)
 {
 	__u8 head[40];
 	__u32 transport;
 	if (bpf_skb_load_bytes(skb, 0, head, 20) < 0)
-		return 0;
+		return PACKET_OTHER;
 	if (head[0] >> 4 == 4) {
 		flow->family = AF_INET;
 		flow->protocol = head[9];
@@ -236,11 +242,9 @@ static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow)
 		transport = (head[0] & 0xf) * 4;
 	} else {
 		if (bpf_skb_load_bytes(skb, 0, head, 40) < 0)
-			return 0;
+			return PACKET_OTHER;
 		flow->family = AF_INET6;
-		// With extension headers it is their number; a socket without
-		// CAP_NET_RAW may send some. Such a packet has no owner.
-		flow->protocol = head[6];
+		flow->protocol = head[6]; // or the number of an extension header
 		__builtin_memcpy(flow->source, &head[8], 16);
 		__builtin_memcpy(flow->destination, &head[24], 16);
 		transport = 40;
@@ -248,15 +252,20 @@ static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow)
 	__u8 ports[14];
 	if (flow->protocol == IPPROTO_TCP) {
 		if (bpf_skb_load_bytes(skb, transport, ports, 14) < 0)
-			return 0;
+			return PACKET_OTHER;
 		if ((ports[13] & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-			return 0;
-	} else if (bpf_skb_load_bytes(skb, transport, ports, 4) < 0) {
-		return 0;
+			return PACKET_OTHER;
+	} else if (flow->protocol == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, transport, ports, 4) < 0)
+			return PACKET_OTHER;
+	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
+		return PACKET_OTHER;
+	} else {
+		return PACKET_WRONG;
 	}
 	__builtin_memcpy(&flow->source_port, &ports[0], 2);
 	__builtin_memcpy(&flow->destination_port, &ports[2], 2);
-	return 1;
+	return PACKET_OPENS;
 }
 
 // Whether the host is at the other end, who wants to know the owner.
@@ -280,13 +289,15 @@ int observe_egress(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	struct flow flow = {};
-	if (!read_flow(skb, &flow) || !is_hosts(&flow))
+	int packet = read_flow(skb, &flow);
+	if (packet == PACKET_OTHER || !is_hosts(&flow))
 		return 1;
 	struct owner *owner = bpf_sk_storage_get(&senders, sk, 0, 0);
 	if (owner)
 		keep_path(owner);
-	if (flow.protocol == IPPROTO_UDP && skb->gso_segs > 1) {
-		// Many datagrams in one, which the redirect would count once.
+	// With an IPv6 extension header a packet is dropped on its way, by whom no
+	// record comes; many datagrams in one the redirect would count once.
+	if (packet == PACKET_WRONG || (flow.protocol == IPPROTO_UDP && skb->gso_segs > 1)) {
 		record_refusal(&flow, owner);
 		return 0;
 	}

@@ -242,24 +242,33 @@ func TestRefusalsNameTheProcess(t *testing.T) {
 	}
 }
 
-// One send can make many datagrams of what it is given (UDP_SEGMENT), which the
-// redirect would count as one.
-func TestSegmentedDatagramsAreRefused(t *testing.T) {
-	o := newObserved(t)
-	script := `exec /usr/bin/python3 -c '
+// What the redirect would not see, or count right, is refused where it is sent.
+func TestOddDatagramsAreRefused(t *testing.T) {
+	for name, c := range map[string]struct{ socket, address string }{
+		// One send can make many datagrams of what it is given.
+		"UDP_SEGMENT": {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 53)`},
+		// An extension header, here of padding.
+		"IPV6_DSTOPTS": {"socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.setsockopt(41, 59, bytes([0, 0, 1, 4, 0, 0, 0, 0]))", `("2001:db8::53", 53)`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newObserved(t)
+			cmd := o.start(t, `exec /usr/bin/python3 -c "
 import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(17, 103, 100)  # UDP_SEGMENT
+s = `+c.socket+`
 try:
-    s.sendto(bytes(1000), ("192.0.2.53", 53))
+    s.sendto(bytes(1000), `+strings.ReplaceAll(c.address, `"`, `'`)+`)
 except PermissionError:
-    s.sendto(bytes(100), ("192.0.2.53", 53))
-'`
-	if err := o.start(t, script).Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if counts := o.counted(t); counts.DNS != 1 || counts.Refused != 1 {
-		t.Errorf("counts are %+v, want one datagram of one segment and one refusal", counts)
+    pass
+else:
+    raise SystemExit('it was sent')
+"`)
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if counts := o.counted(t); counts.DNS != 0 || counts.Refused != 1 {
+				t.Errorf("counts are %+v, want one refusal", counts)
+			}
+		})
 	}
 }
 

@@ -36,6 +36,11 @@ var (
 	Host6 = netip.MustParseAddr("fdfe:a6e2:6f70::53")
 )
 
+// Nameserver is the address to name as a run's DNS server. It is on no interface:
+// to one that is, the kernel sends from that address itself, where the redirect
+// lets no answer through.
+var Nameserver = netip.MustParseAddr("198.19.255.252")
+
 // Namespace is a network namespace. It lives as long as this value, or a
 // process in it.
 type Namespace struct {
