@@ -177,9 +177,8 @@ func addressProbes(stage *attempt.Stage) []probe {
 	} {
 		add(a.name, a.to, attempt.Flow)
 	}
-	// The kernel itself makes no connection to these.
-	add("broadcast", "255.255.255.255:80", attempt.None)
-	add("multicast-tcp", "224.0.0.1:80", attempt.None)
+	add("broadcast", "255.255.255.255:80", attempt.Refusal)
+	add("multicast-tcp", "224.0.0.1:80", attempt.Refusal)
 	add("unspecified", "0.0.0.0:80", attempt.None)
 	add("host-address", netip.AddrPortFrom(netip.MustParseAddr(stage.Host4), 22).String(), attempt.Flow)
 	// The run's loopback is its own.
@@ -220,6 +219,7 @@ func ipv6Probes(stage *attempt.Stage) []probe {
 		{"udp6-public", "[2620:4f:8000::77]:443"},
 		{"udp6-mapped", "[::ffff:192.175.48.77]:443"},
 		{"udp6-link-local", "[fe80::77%1]:5353"},
+		{"udp6-multicast", "[ff02::fb%1]:5353"},
 	} {
 		list = append(list, probe{name: a.name, class: "ipv6", plain: true, record: attempt.Refusal, needs: needsIPv6, try: func(t *try) verdict {
 			return t.datagram(netip.MustParseAddrPort(a.to), unix.SOCK_DGRAM, 0, t.payload())
@@ -228,19 +228,7 @@ func ipv6Probes(stage *attempt.Stage) []probe {
 	loopback := probe{name: "v6-mapped-local", class: "ipv6", needs: needsIPv6, try: func(t *try) verdict {
 		return t.tcp(netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), t.stage.Port))
 	}}
-	return append(list, loopback, multicast6())
-}
-
-// multicast6 is to all that are on the links; no link is there.
-func multicast6() probe {
-	return probe{name: "udp6-multicast", class: "ipv6", plain: true, needs: needsIPv6, try: func(t *try) verdict {
-		v := t.datagram(netip.MustParseAddrPort("[ff02::fb%1]:5353"), unix.SOCK_DGRAM, 0, t.payload())
-		if v.outcome == attempt.Silent {
-			// It went to the loopback interface's own group, of which nobody is.
-			return t.unheard("no link but loopback")
-		}
-		return v
-	}}
+	return append(list, loopback)
 }
 
 func needsIPv6(stage *attempt.Stage) string {

@@ -114,21 +114,15 @@ func exemptionProbes() []probe {
 				_ = unix.Bind(fd, &unix.SockaddrInet4{Port: 5353, Addr: [4]byte{192, 175, 48, 1}})
 			}))
 		}},
-		probe{name: "routing-header", needs: needsIPv6, try: func(t *try) verdict {
-			// A segment routing header, by an address on the way (RFC 8754). The
-			// kernel drops it before anybody is looked for to give it to: nobody
-			// hears of it.
-			v := t.datagram(at6(9999), unix.SOCK_DGRAM, 0, t.payload(), func(fd int) {
+		probe{name: "routing-header", record: attempt.Refusal, needs: needsIPv6, try: func(t *try) verdict {
+			// A segment routing header, by an address on the way (RFC 8754).
+			return t.datagram(at6(9999), unix.SOCK_DGRAM, 0, t.payload(), func(fd int) {
 				header := make([]byte, 24)
 				header[1], header[2], header[3] = 2, 4, 1
 				hop := netip.MustParseAddr("2620:4f:8000::1").As16()
 				copy(header[8:], hop[:])
 				_ = unix.SetsockoptString(fd, unix.IPPROTO_IPV6, unix.IPV6_RTHDR, string(header))
 			})
-			if v.outcome == attempt.Silent {
-				return t.unheard("dropped: the namespace routes no segments")
-			}
-			return v
 		}},
 	)
 	for i := range list {

@@ -206,7 +206,7 @@ func parsingProbes() []probe {
 	add("name-colon", func(t *try) string { return get(t, host+": x\r\n") })
 	add("no-colon", func(t *try) string { return get(t, host+"nothing\r\n") })
 	add("giant-header", func(t *try) string { return get(t, host+"X: "+strings.Repeat("a", 1<<20+16<<10)+"\r\n") })
-	add("many-headers", func(t *try) string { return get(t, host+strings.Repeat("X: a\r\n", 200000)) })
+	add("many-headers", func(t *try) string { return get(t, host+strings.Repeat("X: "+strings.Repeat("a", 50)+"\r\n", 20000)) })
 	add("giant-target", func(t *try) string {
 		return "GET /" + strings.Repeat("a", 1<<20+16<<10) + " HTTP/1.1\r\n" + host + "\r\n"
 	})

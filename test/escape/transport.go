@@ -51,8 +51,8 @@ func transportProbes() []probe {
 		{name: "udp-big", try: func(t *try) verdict {
 			return t.datagram(at4(9999), unix.SOCK_DGRAM, 0, append(t.payload(), make([]byte, 60000)...))
 		}},
-		{name: "udp-broadcast", record: attempt.None, try: func(t *try) verdict { return t.group("255.255.255.255:9999") }},
-		{name: "udp-multicast", record: attempt.None, try: func(t *try) verdict { return t.group("224.0.0.251:5353") }},
+		{name: "udp-broadcast", try: func(t *try) verdict { return t.group("255.255.255.255:9999") }},
+		{name: "udp-multicast", try: func(t *try) verdict { return t.group("224.0.0.251:5353") }},
 		{name: "udplite", needs: needsProtocol(udplite), try: func(t *try) verdict {
 			return t.datagram(at4(9999), unix.SOCK_DGRAM, udplite, t.payload())
 		}},
@@ -108,7 +108,7 @@ func transportProbes() []probe {
 	for i := range list {
 		p := &list[i]
 		p.class, p.plain = "transport", true
-		if p.record == attempt.None && !slices.Contains([]string{"udp-port-0", "udp-broadcast", "udp-multicast"}, p.name) {
+		if p.record == attempt.None && p.name != "udp-port-0" {
 			p.record = attempt.Refusal
 		}
 		if p.needs == nil && p.name[len(p.name)-1] == '6' {
@@ -118,16 +118,11 @@ func transportProbes() []probe {
 	return list
 }
 
-// group sends to many. The loopback interface takes it for itself, of which
-// nobody hears, and there is no other.
+// group sends to many.
 func (t *try) group(to string) verdict {
-	v := t.datagram(netip.MustParseAddrPort(to), unix.SOCK_DGRAM, 0, t.payload(), func(fd int) {
+	return t.datagram(netip.MustParseAddrPort(to), unix.SOCK_DGRAM, 0, t.payload(), func(fd int) {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
 	})
-	if v.outcome == attempt.Silent {
-		return t.unheard("no link but loopback")
-	}
-	return v
 }
 
 // unheard is for what the kernel lets nobody know of: it goes nowhere, and no
