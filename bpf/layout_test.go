@@ -39,7 +39,7 @@ func TestLayouts(t *testing.T) {
 		}
 	}
 	// The maps that both have are one.
-	for _, name := range []string{observeMapCounts, observeMapOwners, observeMapRefusals} {
+	for _, name := range []string{observeMapCounts, observeMapDatagrams, observeMapRefusals} {
 		a, b := redirect.Maps[name], observe.Maps[name]
 		if a.KeySize != b.KeySize || a.ValueSize != b.ValueSize || a.MaxEntries != b.MaxEntries {
 			t.Errorf("map %s: %v is not %v", name, a, b)

@@ -52,12 +52,23 @@ struct {
 	__type(value, struct owner);
 } senders SEC(".maps");
 
-#define PATH_DEPTH 16
+// The owners of connections that are being opened. Who accepts one takes its owner
+// away.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, struct owner);
+} connections SEC(".maps");
+
+#define PATH_DEPTH 12
 #define NAME_SIZE 64
 
 // The path of an image's executable, last name first. A name is cut to its size
 // and ended by a NUL; an empty one stands for the crossing of a mount.
 struct executable {
+	__u32 depth;    // how many names there are
 	__u32 complete; // the root was reached
 	char names[PATH_DEPTH][NAME_SIZE];
 };
@@ -86,16 +97,16 @@ static __always_inline void read_path(void *task, struct executable *e)
 	void *dentry = member(void *, path, kernel.path_dentry);
 	void *mount = member(void *, path, kernel.path_mnt) - kernel.mount_mnt;
 
-	int done = 0;
+	__u32 i;
 	e->complete = 0;
-	for (int i = 0; i < PATH_DEPTH; i++) {
-		e->names[i][0] = 0;
-		if (done)
-			continue;
+	for (i = 0; i < PATH_DEPTH; i++) {
 		if (dentry == member(void *, mount, kernel.mount_mnt + kernel.vfsmount_mnt_root)) {
 			void *parent = member(void *, mount, kernel.mount_mnt_parent);
-			if (parent == mount)
-				done = e->complete = 1;
+			if (parent == mount) {
+				e->complete = 1;
+				break;
+			}
+			e->names[i][0] = 0;
 			dentry = member(void *, mount, kernel.mount_mnt_mountpoint);
 			mount = parent;
 			continue;
@@ -103,10 +114,13 @@ static __always_inline void read_path(void *task, struct executable *e)
 		bpf_probe_read_kernel_str(e->names[i], NAME_SIZE,
 					  member(void *, dentry, kernel.dentry_d_name + kernel.qstr_name));
 		void *parent = member(void *, dentry, kernel.dentry_d_parent);
-		if (parent == dentry) // in no folder, as a memfd
-			done = 1;
+		if (parent == dentry) { // in no folder, as a memfd
+			i++;
+			break;
+		}
 		dentry = parent;
 	}
+	e->depth = i;
 }
 
 static __always_inline void read_image(void *task, struct image *image)
@@ -301,8 +315,10 @@ int observe_egress(struct __sk_buff *skb)
 		record_refusal(&flow, owner);
 		return 0;
 	}
-	if (owner)
-		bpf_map_update_elem(&owners, &flow, owner, BPF_ANY);
+	if (owner && flow.protocol == IPPROTO_TCP)
+		bpf_map_update_elem(&connections, &flow, owner, BPF_ANY);
+	else if (owner)
+		bpf_map_update_elem(&datagrams, &flow, owner, BPF_ANY);
 	// Here, since the redirect is also asked where an ICMP error belongs.
 	if (flow.protocol == IPPROTO_UDP && flow.destination_port == bpf_htons(53))
 		count(COUNT_DNS);

@@ -57,7 +57,7 @@ func LoadObserver(opts ObserverOptions) (*Observer, error) {
 	o := &Observer{}
 	shared := opts.Redirect.objects.redirectMaps
 	err = spec.LoadAndAssign(&o.objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
-		observeMapCounts: shared.Counts, observeMapOwners: shared.Owners, observeMapRefusals: shared.Refusals,
+		observeMapCounts: shared.Counts, observeMapDatagrams: shared.Datagrams, observeMapRefusals: shared.Refusals,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("load the observer's programs: %w", err)
@@ -96,15 +96,20 @@ func networkOrder(port uint16) uint16 {
 // TCPOwner is the process that made a connection, which has just been accepted. It
 // is known for the time that takes, and no longer.
 func (o *Observer) TCPOwner(source, destination netip.AddrPort) (Process, bool) {
-	return o.owner(unix.IPPROTO_TCP, source, destination)
+	key := flowKey(unix.IPPROTO_TCP, source, destination)
+	process, ok := o.owner(o.objects.Connections, key)
+	if ok {
+		_ = o.objects.Connections.Delete(&key) // it was just there
+	}
+	return process, ok
 }
 
 // UDPOwner is the process that sent a datagram, which has just been received.
 func (o *Observer) UDPOwner(source, destination netip.AddrPort) (Process, bool) {
-	return o.owner(unix.IPPROTO_UDP, source, destination)
+	return o.owner(o.objects.Datagrams, flowKey(unix.IPPROTO_UDP, source, destination))
 }
 
-func (o *Observer) owner(protocol uint16, source, destination netip.AddrPort) (Process, bool) {
+func flowKey(protocol uint16, source, destination netip.AddrPort) observeFlow {
 	key := observeFlow{
 		Source: words(source.Addr()), Destination: words(destination.Addr()),
 		SourcePort: networkOrder(source.Port()), DestinationPort: networkOrder(destination.Port()),
@@ -113,8 +118,12 @@ func (o *Observer) owner(protocol uint16, source, destination netip.AddrPort) (P
 	if source.Addr().Is4() {
 		key.Family = unix.AF_INET
 	}
+	return key
+}
+
+func (o *Observer) owner(owners *ebpf.Map, key observeFlow) (Process, bool) {
 	var owner observeOwner
-	if err := o.objects.Owners.Lookup(&key, &owner); err != nil {
+	if err := owners.Lookup(&key, &owner); err != nil {
 		return Process{}, false
 	}
 	return o.process(owner), true
@@ -162,7 +171,7 @@ func executableOf(image observeImage) string {
 // joinPath makes a path of names that were read from its end.
 func joinPath(e observeExecutable) string {
 	path := ""
-	for _, chars := range e.Names {
+	for _, chars := range e.Names[:min(int(e.Depth), len(e.Names))] {
 		if name := cString(chars[:]); name != "" {
 			path = "/" + name + path
 		}

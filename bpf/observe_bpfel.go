@@ -15,8 +15,9 @@ import (
 
 type observeExecutable struct {
 	_        structs.HostLayout
+	Depth    uint32
 	Complete uint32
-	Names    [16][64]int8
+	Names    [12][64]int8
 }
 
 type observeFlow struct {
@@ -69,9 +70,10 @@ type observeOwner struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	observeMapConnections         = "connections"
 	observeMapCounts              = "counts"
+	observeMapDatagrams           = "datagrams"
 	observeMapExecutables         = "executables"
-	observeMapOwners              = "owners"
 	observeMapRefusals            = "refusals"
 	observeMapScratch             = "scratch"
 	observeMapSenders             = "senders"
@@ -142,9 +144,10 @@ type observeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeMapSpecs struct {
+	Connections *ebpf.MapSpec `ebpf:"connections"`
 	Counts      *ebpf.MapSpec `ebpf:"counts"`
+	Datagrams   *ebpf.MapSpec `ebpf:"datagrams"`
 	Executables *ebpf.MapSpec `ebpf:"executables"`
-	Owners      *ebpf.MapSpec `ebpf:"owners"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Senders     *ebpf.MapSpec `ebpf:"senders"`
@@ -181,9 +184,10 @@ func (o *observeObjects) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeMaps struct {
+	Connections *ebpf.Map `ebpf:"connections"`
 	Counts      *ebpf.Map `ebpf:"counts"`
+	Datagrams   *ebpf.Map `ebpf:"datagrams"`
 	Executables *ebpf.Map `ebpf:"executables"`
-	Owners      *ebpf.Map `ebpf:"owners"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Senders     *ebpf.Map `ebpf:"senders"`
@@ -191,9 +195,10 @@ type observeMaps struct {
 
 func (m *observeMaps) Close() error {
 	return _ObserveClose(
+		m.Connections,
 		m.Counts,
+		m.Datagrams,
 		m.Executables,
-		m.Owners,
 		m.Refusals,
 		m.Scratch,
 		m.Senders,

@@ -82,7 +82,7 @@ static __always_inline int refuse(struct bpf_sk_lookup *ctx)
 		flow.destination[2] = field(ctx, local_ip6[2]);
 		flow.destination[3] = field(ctx, local_ip6[3]);
 	}
-	record_refusal(&flow, bpf_map_lookup_elem(&owners, &flow));
+	record_refusal(&flow, bpf_map_lookup_elem(&datagrams, &flow));
 	return SK_DROP;
 }
 

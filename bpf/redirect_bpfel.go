@@ -47,7 +47,7 @@ type redirectRefusal struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	redirectMapCounts        = "counts"
-	redirectMapOwners        = "owners"
+	redirectMapDatagrams     = "datagrams"
 	redirectMapRefusals      = "refusals"
 	redirectMapSockets       = "sockets"
 	redirectProgRedirect     = "redirect"
@@ -105,10 +105,10 @@ type redirectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type redirectMapSpecs struct {
-	Counts   *ebpf.MapSpec `ebpf:"counts"`
-	Owners   *ebpf.MapSpec `ebpf:"owners"`
-	Refusals *ebpf.MapSpec `ebpf:"refusals"`
-	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
+	Counts    *ebpf.MapSpec `ebpf:"counts"`
+	Datagrams *ebpf.MapSpec `ebpf:"datagrams"`
+	Refusals  *ebpf.MapSpec `ebpf:"refusals"`
+	Sockets   *ebpf.MapSpec `ebpf:"sockets"`
 }
 
 // redirectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -140,16 +140,16 @@ func (o *redirectObjects) Close() error {
 //
 // It can be passed to loadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type redirectMaps struct {
-	Counts   *ebpf.Map `ebpf:"counts"`
-	Owners   *ebpf.Map `ebpf:"owners"`
-	Refusals *ebpf.Map `ebpf:"refusals"`
-	Sockets  *ebpf.Map `ebpf:"sockets"`
+	Counts    *ebpf.Map `ebpf:"counts"`
+	Datagrams *ebpf.Map `ebpf:"datagrams"`
+	Refusals  *ebpf.Map `ebpf:"refusals"`
+	Sockets   *ebpf.Map `ebpf:"sockets"`
 }
 
 func (m *redirectMaps) Close() error {
 	return _RedirectClose(
 		m.Counts,
-		m.Owners,
+		m.Datagrams,
 		m.Refusals,
 		m.Sockets,
 	)

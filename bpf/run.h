@@ -81,15 +81,15 @@ struct owner {
 };
 
 /*
- * The owners of what is on its way to the proxy and the resolver. Both look
- * theirs up within moments; what nobody asked for is pushed out by what is newer.
+ * The owners of datagrams on their way to the resolver, which looks them up when
+ * it has read them, or to be refused: as many as a socket has room for.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, struct flow);
 	__type(value, struct owner);
-} owners SEC(".maps");
+} datagrams SEC(".maps");
 
 /* A refused datagram, for the journal. The owner is zero when it is not known. */
 struct refusal {

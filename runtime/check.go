@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 )
 
 // systemFolders cannot be a workspace or be mounted into a run, nor can what
@@ -19,9 +20,26 @@ var systemFolders = []string{
 // kernelFolders cannot be either, nor can what is in them.
 var kernelFolders = []string{"/proc", "/sys", "/dev", "/run", "/boot"}
 
-// CheckWorkspace returns a workspace's path with its links resolved, or why a
-// run cannot work there. hidden are the Config's.
-func CheckWorkspace(path string, hidden ...string) (string, error) {
+// Checker says what of the host a run may be given.
+type Checker struct {
+	// guarded looks once what runs must not see, which takes a while.
+	guarded func() (guarded, error)
+}
+
+// guarded is what of this host runs must not see, links resolved.
+type guarded struct {
+	secrets []string // where secrets are
+	engines []string // sockets that give the host to who can write to them
+}
+
+// NewChecker makes a checker. hidden are the Config's.
+func NewChecker(hidden ...string) *Checker {
+	return &Checker{guarded: sync.OnceValues(func() (guarded, error) { return findGuarded(hidden) })}
+}
+
+// Workspace returns a workspace's path with its links resolved, or why a run cannot
+// work there.
+func (c *Checker) Workspace(path string) (string, error) {
 	real, err := existing(path)
 	if err != nil {
 		return "", fmt.Errorf("workspace %s: %w", path, err)
@@ -29,20 +47,20 @@ func CheckWorkspace(path string, hidden ...string) (string, error) {
 	if !isDir(real) {
 		return "", fmt.Errorf("workspace %s: not a folder", path)
 	}
-	if err := exposes(real, hidden); err != nil {
+	if err := c.exposes(real); err != nil {
 		return "", fmt.Errorf("workspace %s: %w", path, err)
 	}
 	return real, nil
 }
 
-// CheckMount returns a mount with the links of its source resolved, or why a
-// run cannot have it. hidden are the Config's.
-func CheckMount(m Mount, hidden ...string) (Mount, error) {
+// Mount returns a mount with the links of its source resolved, or why a run cannot
+// have it.
+func (c *Checker) Mount(m Mount) (Mount, error) {
 	real, err := existing(m.Source)
 	if err != nil {
 		return Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
 	}
-	if err := exposes(real, hidden); err != nil {
+	if err := c.exposes(real); err != nil {
 		return Mount{}, fmt.Errorf("mount %s: %w", m.Source, err)
 	}
 	st, err := os.Stat(real)
@@ -63,9 +81,9 @@ func CheckMount(m Mount, hidden ...string) (Mount, error) {
 	return Mount{Source: real, Destination: destination, ReadOnly: m.ReadOnly}, nil
 }
 
-// CheckRootfs returns the path of a tree with its links resolved, or why it
-// cannot be a run's root. hidden are the Config's.
-func CheckRootfs(path string, hidden ...string) (string, error) {
+// Rootfs returns the path of a tree with its links resolved, or why it cannot be a
+// run's root.
+func (c *Checker) Rootfs(path string) (string, error) {
 	real, err := existing(path)
 	if err != nil {
 		return "", fmt.Errorf("rootfs %s: %w", path, err)
@@ -73,7 +91,7 @@ func CheckRootfs(path string, hidden ...string) (string, error) {
 	if !isDir(real) {
 		return "", fmt.Errorf("rootfs %s: not a folder", path)
 	}
-	if err := exposes(real, hidden); err != nil {
+	if err := c.exposes(real); err != nil {
 		return "", fmt.Errorf("rootfs %s: %w", path, err)
 	}
 	return real, nil
@@ -100,7 +118,7 @@ func unwrapPath(err error) error {
 }
 
 // exposes says what a run that is given path could reach that it must not.
-func exposes(path string, hidden []string) error {
+func (c *Checker) exposes(path string) error {
 	if path == "/" {
 		return errors.New("the run would have the whole host")
 	}
@@ -125,26 +143,46 @@ func exposes(path string, hidden []string) error {
 			}
 		}
 	}
-	secrets := slices.Concat(hidden, engineSockets)
-	for _, pattern := range secretPaths {
-		if found, _ := filepath.Glob(pattern); found != nil {
-			secrets = append(secrets, found...)
-		}
+	host, err := c.guarded()
+	if err != nil {
+		return err
 	}
-	for _, secret := range secrets {
-		secret = resolve(secret)
+	for _, secret := range host.secrets {
 		if within(path, secret) || within(secret, path) {
 			return fmt.Errorf("it is, holds or is in %s, which runs must not see", secret)
 		}
 	}
-	sockets, err := hostSockets()
-	if err != nil {
-		return fmt.Errorf("look for sockets in it: %w", err)
-	}
-	for _, socket := range sockets {
-		if slices.Contains(engineSocketNames, filepath.Base(socket)) && within(resolve(socket), path) {
+	for _, socket := range host.engines {
+		if within(socket, path) {
 			return fmt.Errorf("it is or holds %s, which gives the host to who can write to it", socket)
 		}
 	}
 	return nil
+}
+
+// findGuarded looks it up on this host. hidden are secrets as well.
+func findGuarded(hidden []string) (guarded, error) {
+	var g guarded
+	for _, path := range slices.Concat(hidden, engineSockets) {
+		g.secrets = append(g.secrets, resolve(path))
+	}
+	for _, pattern := range secretPaths {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return g, fmt.Errorf("look for %s: %w", pattern, err)
+		}
+		for _, path := range found {
+			g.secrets = append(g.secrets, resolve(path))
+		}
+	}
+	sockets, err := hostSockets()
+	if err != nil {
+		return g, fmt.Errorf("look for the host's sockets: %w", err)
+	}
+	for _, socket := range sockets {
+		if slices.Contains(engineSocketNames, filepath.Base(socket)) {
+			g.engines = append(g.engines, resolve(socket))
+		}
+	}
+	return g, nil
 }

@@ -33,7 +33,7 @@ func TestCheckWorkspace(t *testing.T) {
 		project + "/sub/..": project,
 		dir + "/to-project": project,
 	} {
-		if got, err := CheckWorkspace(path, state); err != nil || got != want {
+		if got, err := NewChecker(state).Workspace(path); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 		}
 	}
@@ -64,7 +64,7 @@ func TestCheckWorkspace(t *testing.T) {
 		"relative":          "must be absolute",
 		"":                  "must be absolute",
 	} {
-		if got, err := CheckWorkspace(path, state); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := NewChecker(state).Workspace(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 		}
 	}
@@ -75,14 +75,14 @@ func TestCheckWorkspaceHomes(t *testing.T) {
 		if !isDir(home) {
 			continue
 		}
-		if _, err := CheckWorkspace(home); err == nil {
+		if _, err := NewChecker().Workspace(home); err == nil {
 			t.Errorf("the home folder %s can be a workspace", home)
 		}
 	}
-	if err := exposes("/root/project", nil); err != nil {
+	if err := NewChecker().exposes("/root/project"); err != nil {
 		t.Errorf("a project in a home: %v", err)
 	}
-	if err := exposes("/root/.aws", nil); err == nil {
+	if err := NewChecker().exposes("/root/.aws"); err == nil {
 		t.Error("/root/.aws can be a workspace")
 	}
 }
@@ -98,7 +98,7 @@ func TestCheckMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range []Mount{{Source: dir, Destination: "/data"}, {Source: dir + "/file", Destination: "/etc/x", ReadOnly: true}} {
-		if got, err := CheckMount(m); err != nil || got != m {
+		if got, err := NewChecker().Mount(m); err != nil || got != m {
 			t.Errorf("%+v: %+v, %v", m, got, err)
 		}
 	}
@@ -140,7 +140,7 @@ func TestCheckMount(t *testing.T) {
 		{Mount{dir, "/data/../agentops/aws", false}, "the run has its own there"},
 		{Mount{dir, "/dev", false}, "the run has its own there"},
 	} {
-		if got, err := CheckMount(test.mount, state); err == nil || !strings.Contains(err.Error(), test.why) {
+		if got, err := NewChecker(state).Mount(test.mount); err == nil || !strings.Contains(err.Error(), test.why) {
 			t.Errorf("%+v: %+v, %v; want %q", test.mount, got, err, test.why)
 		}
 	}

@@ -122,14 +122,17 @@ func (c *Container) begin(cfg *Config) error {
 	defer inner.Close()
 	c.lifeline = line
 	c.cleanup.push(line.Close)
-	known := readCallTables()
-	filter, err := compileFilter(known)
-	if err != nil {
-		return err
-	}
-	if err := line.sendFilter(filter); err != nil {
-		return err
-	}
+	// While the first process starts, which takes much longer.
+	var known callTables
+	sent := make(chan error, 1)
+	go func() {
+		known = readCallTables()
+		filter, err := compileFilter(known)
+		if err == nil {
+			err = line.sendFilter(filter)
+		}
+		sent <- err
+	}()
 	c.process = &libcontainer.Process{
 		Init:       true,
 		Args:       specification(cfg, &view{}).Process.Args,
@@ -156,7 +159,7 @@ func (c *Container) begin(cfg *Config) error {
 		}
 		c.process.ExtraFiles = append(c.process.ExtraFiles, files...)
 	}
-	if err := c.container.Start(c.process); err != nil {
+	if err := errors.Join(c.container.Start(c.process), <-sent); err != nil {
 		return err
 	}
 	inner.Close()

@@ -52,15 +52,15 @@ type Config struct {
 	// Network is the path of the network namespace to join.
 	Network string
 
-	// Rootfs is the tree that the run sees, as CheckRootfs returns it. Empty:
+	// Rootfs is the tree that the run sees, as Checker.Rootfs returns it. Empty:
 	// the host's own, less what it must not see.
 	Rootfs string
 
 	// Workspace is the folder that the run works in and may change, as
-	// CheckWorkspace returns it.
+	// Checker.Workspace returns it.
 	Workspace string
 
-	// Mounts are further folders and files of the host, as CheckMount returns
+	// Mounts are further folders and files of the host, as Checker.Mount returns
 	// them.
 	Mounts []Mount
 

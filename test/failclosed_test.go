@@ -272,7 +272,7 @@ func memoryCgroup(t *testing.T, limit int) string {
 
 func TestRedirectDetached(t *testing.T) {
 	f := newFaulty(t)
-	f.start(requests + "while :; do get; done")
+	f.start(requests + "exec sleep 1000")
 	detachOf(t, f.initPID(), "net")
 	f.want(125, "the redirect was detached")
 	f.settle(true)

@@ -425,7 +425,7 @@ func TestExampleSettings(t *testing.T) {
 	if err := spec.resolveNetwork(s.Network, nil); err != nil {
 		t.Error(err)
 	}
-	if err := spec.resolveView(&env{}, s, nil); err != nil {
+	if err := spec.resolveView(&env{}, nil, s, nil); err != nil {
 		t.Error(err)
 	}
 }

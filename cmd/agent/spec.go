@@ -68,7 +68,8 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := bpf.Supported(); err != nil {
 		return nil, withHint(err, "agent doctor says what else this host has and lacks")
 	}
-	workspace, err := e.resolveWorkspace(flags.workspace)
+	checker := runtime.NewChecker(e.hidden()...)
+	workspace, err := e.resolveWorkspace(checker, flags.workspace)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if s.name == "" {
 		s.name = s.id
 	}
-	if err := s.resolveView(e, merged, host); err != nil {
+	if err := s.resolveView(e, checker, merged, host); err != nil {
 		return nil, err
 	}
 	if err := s.resolveCage(merged); err != nil {
@@ -177,7 +178,7 @@ func merge(file, flags settings) settings {
 
 func join[T any](a, b []T) []T { return append(append([]T{}, a...), b...) }
 
-func (e *env) resolveWorkspace(flag string) (string, error) {
+func (e *env) resolveWorkspace(checker *runtime.Checker, flag string) (string, error) {
 	dir := e.dir
 	if flag != "" {
 		dir = e.absolute(e.dir, flag)
@@ -185,7 +186,7 @@ func (e *env) resolveWorkspace(flag string) (string, error) {
 	if dir == "" {
 		return "", withHint(errors.New("the current folder is gone"), "cd to a project folder, or choose one with -w DIR")
 	}
-	workspace, err := runtime.CheckWorkspace(dir, e.hidden()...)
+	workspace, err := checker.Workspace(dir)
 	return workspace, withHint(err, "run from a project folder, or choose one with -w DIR")
 }
 
@@ -199,9 +200,9 @@ func (e *env) absolute(base, path string) string {
 	return filepath.Join(base, path)
 }
 
-func (s *runSpec) resolveView(e *env, merged settings, host *hostPolicy) error {
+func (s *runSpec) resolveView(e *env, checker *runtime.Checker, merged settings, host *hostPolicy) error {
 	if merged.Rootfs != "" {
-		rootfs, err := runtime.CheckRootfs(e.absolute(s.workspace, merged.Rootfs), e.hidden()...)
+		rootfs, err := checker.Rootfs(e.absolute(s.workspace, merged.Rootfs))
 		if err != nil {
 			return err
 		}
@@ -216,11 +217,11 @@ func (s *runSpec) resolveView(e *env, merged settings, host *hostPolicy) error {
 		if len(parts) != 2 && !readOnly || parts[0] == "" || parts[1] == "" {
 			return fmt.Errorf("mount %q is not SRC:DST or SRC:DST:ro", text)
 		}
-		mount, err := runtime.CheckMount(runtime.Mount{
+		mount, err := checker.Mount(runtime.Mount{
 			Source:      e.absolute(s.workspace, parts[0]),
 			Destination: parts[1],
 			ReadOnly:    readOnly,
-		}, e.hidden()...)
+		})
 		if err != nil {
 			return err
 		}
