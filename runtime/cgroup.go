@@ -59,6 +59,26 @@ func listCgroupMounts() ([]*mountinfo.Info, error) {
 	return mounts, nil
 }
 
+// makeCgroup makes a run's cgroup of version 2, which libcontainer then finds, and
+// returns its folder.
+func makeCgroup(name string) (string, error) {
+	mounts, err := listCgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.FSType != "cgroup2" {
+			continue
+		}
+		path := filepath.Join(m.Mountpoint, name)
+		if err := os.Mkdir(path, 0o755); err != nil {
+			return "", fmt.Errorf("make the run's cgroup: %w", err)
+		}
+		return path, nil
+	}
+	return "", errors.New("no cgroup2 filesystem is mounted")
+}
+
 // unifiedPathOf is the folder of a process's cgroup of version 2.
 func unifiedPathOf(pid int) (string, error) {
 	mounts, err := listCgroupMounts()

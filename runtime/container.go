@@ -65,7 +65,12 @@ func Create(cfg Config) (_ *Container, err error) {
 	if c.pid, err = c.process.Pid(); err != nil {
 		return nil, fmt.Errorf("find the first process: %w", err)
 	}
-	if c.cgroup, err = unifiedPathOf(c.pid); err != nil {
+	// What observes the cgroup must observe the run.
+	cgroup, err := unifiedPathOf(c.pid)
+	if err == nil && cgroup != c.cgroup {
+		err = fmt.Errorf("the first process is in %s, not in %s", cgroup, c.cgroup)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("find the cgroup: %w", err)
 	}
 	return c, nil
@@ -78,6 +83,18 @@ func (c *Container) create(cfg *Config) error {
 	c.cleanup.push(func() error { return c.thread.do(emptyView(cfg.Folder).discard) })
 	if err != nil {
 		return err
+	}
+	if c.cgroup, err = makeCgroup(cgroupName(cfg.ID)); err != nil {
+		return err
+	}
+	c.cleanup.push(func() error {
+		if err := os.Remove(c.cgroup); !errors.Is(err, os.ErrNotExist) { // libcontainer has removed it
+			return err
+		}
+		return nil
+	})
+	if cfg.Cgroup != nil {
+		cfg.Cgroup(c.cgroup)
 	}
 	config, err := configure(cfg, v)
 	if err != nil {

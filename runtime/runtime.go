@@ -93,6 +93,10 @@ type Config struct {
 	// may be nil.
 	Refused func(Refusal) error `json:"-"`
 
+	// Cgroup, when set, is called with the folder of the run's cgroup of version
+	// 2, before there is a process in it.
+	Cgroup func(folder string) `json:"-"`
+
 	// Hidden are paths that the run must not see, in addition to the usual
 	// ones: the state and run folders of AgentOps.
 	Hidden []string

@@ -91,9 +91,9 @@ func recorded(p bpf.Process, ok bool) *audit.Process {
 	return &audit.Process{PID: p.PID, Parent: p.Parent, UID: p.UID, Comm: p.Comm, Exe: p.Exe}
 }
 
-// attach redirects the namespace to its listeners and proves that this holds. Who
-// sends is known once the observer is attached to the run's cgroup as well.
-func (b *boundary) attach(layout bpf.Layout) (err error) {
+// attach redirects the namespace to its listeners, proves that this holds, and
+// observes the run's cgroup, whose folder comes when there is one.
+func (b *boundary) attach(layout bpf.Layout, cgroup <-chan string) (err error) {
 	options := bpf.RedirectOptions{
 		NetNS: b.namespace.File(), Own4: netns.Own4, Own6: netns.Own6,
 		TCP4: b.proxy[0], DNS4: b.resolver[0],
@@ -111,7 +111,13 @@ func (b *boundary) attach(layout bpf.Layout) (err error) {
 		Redirect: b.redirect, Own4: netns.Own4, Own6: netns.Own6, Layout: layout,
 		Credentials: uint16(b.credentials.Addr().(*net.TCPAddr).Port),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	if folder, ok := <-cgroup; ok { // else there is no container, and its error
+		return b.observer.Attach(folder)
+	}
+	return nil
 }
 
 const probeTimeout = 2 * time.Second

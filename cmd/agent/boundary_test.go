@@ -23,7 +23,9 @@ func TestAttachProvesTheRedirect(t *testing.T) {
 	if err := b.probe(); err == nil {
 		t.Error("the proof holds without a redirect")
 	}
-	if err := b.attach(bpf.Layout{}); err != nil {
+	none := make(chan string)
+	close(none)
+	if err := b.attach(bpf.Layout{}, none); err != nil {
 		t.Fatal(err)
 	}
 	if counts, err := b.redirect.Counts(); err != nil || counts != (bpf.Counts{}) {

@@ -161,13 +161,13 @@ func (r *execution) perform() (status runtime.Status, err error) {
 		return status, err
 	}
 	// Two things that wait for the kernel most of their time, side by side.
-	attached := make(chan error, 1)
-	go func() { attached <- r.boundary.attach(layout) }()
-	r.container, err = runtime.Create(r.containerConfig())
+	attached, cgroup := make(chan error, 1), make(chan string, 1)
+	go func() { attached <- r.boundary.attach(layout, cgroup) }()
+	config := r.containerConfig()
+	config.Cgroup = func(folder string) { cgroup <- folder }
+	r.container, err = runtime.Create(config)
+	close(cgroup)
 	if err = errors.Join(err, <-attached); err != nil {
-		return status, err
-	}
-	if err = r.boundary.observer.Attach(r.container.CgroupPath()); err != nil {
 		return status, err
 	}
 	r.serve()
