@@ -24,6 +24,7 @@ type flow struct {
 	destination netip.AddrPort // as the client dialled it
 	process     *audit.Process // that dialled it; nil: not known
 	began       time.Time
+	cut         chan struct{} // closed when the proxy ends it
 
 	// name is what the flow is to: the name behind the synthetic address,
 	// else the SNI of a client hello. Empty: the client dialled an address and
@@ -31,6 +32,7 @@ type flow struct {
 	name      string
 	synthetic bool
 	tls       bool // the client speaks TLS to us
+	http1     *strictConn
 
 	refusal     *refusal    // what the whole flow is refused for
 	refused     atomic.Bool // a refusal is in the journal
@@ -81,10 +83,17 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 	case found == protocolTLS && !f.tls:
 		f.serveTLS(ctx, conn)
 	case found == protocolHTTP:
-		f.proxy.decrypted.give(conn)
+		f.giveHTTP1(conn, conn.reader)
 	default:
 		f.serveOpaque(ctx, conn, upstream, dial)
 	}
+}
+
+// giveHTTP1 hands a connection on that speaks HTTP without having said which, or
+// HTTP/1.
+func (f *flow) giveHTTP1(conn closeWriter, reader *bufio.Reader) {
+	f.http1 = newStrictConn(conn, reader, f)
+	f.proxy.decrypted.give(f.http1)
 }
 
 func (f *flow) serveDNS(ctx context.Context) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -38,14 +39,20 @@ func newHTTPServer(p *Proxy) *http.Server {
 		Handler:           p.handler(),
 		ReadHeaderTimeout: headTimeout,
 		IdleTimeout:       keepAliveIdle,
-		MaxHeaderBytes:    maxHeaderBytes,
-		Protocols:         new(http.Protocols),
-		ErrorLog:          log.New(debugWriter{p.config.Log}, "", 0),
+		MaxHeaderBytes:    2 * maxHeaderBytes, // the limit is strictConn's, which records it; of HTTP/2 in frames
+		// OPTIONS * is for the upstream to answer.
+		DisableGeneralOptionsHandler: true,
+		Protocols:                    new(http.Protocols),
+		ErrorLog:                     log.New(debugWriter{p.config.Log}, "", 0),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			if client, ok := conn.(*tls.Conn); ok {
-				conn = client.NetConn()
+			var f *flow
+			switch conn := conn.(type) {
+			case *strictConn:
+				f = conn.flow
+			case *tls.Conn:
+				f = conn.NetConn().(*bufferedConn).flow
 			}
-			return context.WithValue(ctx, flowKey{}, conn.(*bufferedConn).flow)
+			return context.WithValue(ctx, flowKey{}, f)
 		},
 	}
 	s.Protocols.SetHTTP1(true)
@@ -73,6 +80,7 @@ type exchange struct {
 	sent     atomic.Int64
 	received atomic.Int64
 	status   int
+	streamed bool // nobody knows how long the response is
 	err      error
 }
 
@@ -94,6 +102,13 @@ func (p *Proxy) handler() http.Handler {
 		x := &exchange{flow: flowOf(r.Context()), request: r, began: time.Now()}
 		p.open.Add(1) // its record may come after its flow's
 		defer p.open.Done()
+		if r.ProtoMajor == 1 {
+			defer x.flow.http1.finish()
+			if m := x.flow.http1.malformed(); m != nil {
+				x.answerMalformed(w, m)
+				return
+			}
+		}
 		if refusal := x.identify(); refusal != nil {
 			x.refuse(w, refusal)
 			return
@@ -106,17 +121,18 @@ func (p *Proxy) handler() http.Handler {
 			// HTTP/1 clients as well may send while they receive.
 			_ = http.NewResponseController(w).EnableFullDuplex()
 		}
-		// Absent headers stay absent.
-		w.Header()["Date"] = nil
-		w.Header()["Content-Type"] = nil
+		if r.Trailer == nil && r.ContentLength < 0 {
+			r.Trailer = make(http.Header) // for one that was not announced
+		}
 		ctx := context.WithValue(r.Context(), exchangeKey{}, x)
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 			GotConn: func(info httptrace.GotConnInfo) { x.upstream.Store(info.Conn.RemoteAddr().String()) },
 		})
+		r = r.WithContext(ctx) // net/http looks at the body of its own
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = &countedBody{ReadCloser: r.Body, count: &x.sent}
 		}
-		relay.ServeHTTP(w, r.WithContext(ctx))
+		relay.ServeHTTP(&answer{w, x}, r)
 	})
 }
 
@@ -217,9 +233,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 			out.Header[name] = values // the library takes them off
 		}
 	}
-	if strings.EqualFold(out.Header.Get("Upgrade"), "h2c") {
-		// An upgrade to what could not be judged is left out, as a server may
-		// (RFC 9110, section 7.8).
+	out.Trailer = pr.In.Trailer // whose values come behind the body
+	if strings.Contains(strings.ToLower(out.Header.Get("Upgrade")), "h2c") {
+		// An upgrade to requests that would not be judged is left out, as a
+		// server may (RFC 9110, section 7.8), and what is offered beside it.
 		out.Header.Del("Upgrade")
 		out.Header.Del("Connection")
 		out.Header.Del("Http2-Settings")
@@ -238,9 +255,15 @@ func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func countResponse(res *http.Response) error {
 	x := exchangeOf(res.Request.Context())
-	x.status = res.StatusCode
-	if both, ok := res.Body.(io.ReadWriteCloser); ok && res.StatusCode == http.StatusSwitchingProtocols {
-		res.Body = &countedUpgrade{countedBody{both, &x.received}, both, &x.sent}
+	x.status, x.streamed = res.StatusCode, res.ContentLength < 0
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		wanted, got := res.Request.Header.Get("Upgrade"), res.Header.Get("Upgrade")
+		upstream, ok := res.Body.(upgraded)
+		if wanted == "" || !strings.EqualFold(wanted, got) || !ok {
+			return fmt.Errorf("the upstream switches to protocol %q, asked for %q", got, wanted)
+		}
+		x.flow.http1.switchProtocols()
+		res.Body = &countedUpgrade{countedBody{upstream, &x.received}, upstream, &x.sent}
 		return nil
 	}
 	res.Body = &countedBody{res.Body, &x.received}
@@ -254,6 +277,12 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 		x.refuse(w, guard.refusal(x.host, x.flow.destination.Port()))
 		return
 	}
+	if x.flow.http1 != nil {
+		if m := x.flow.http1.malformed(); m != nil {
+			x.answerMalformed(w, m)
+			return
+		}
+	}
 	x.err = err
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client is gone
@@ -264,7 +293,7 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 
 // record writes http.request when the exchange is over, however it ended.
 func (x *exchange) record() {
-	if x.status == http.StatusForbidden && errors.Is(x.err, errRefused) {
+	if errors.Is(x.err, errRefused) {
 		return // a refusal has its own record
 	}
 	e := audit.HTTPRequest{
@@ -289,6 +318,31 @@ func (x *exchange) record() {
 	}
 }
 
+// answer is a response on its way to the client.
+type answer struct {
+	http.ResponseWriter
+	exchange *exchange
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter. Absent headers stay absent, and the
+// client has the head of a stream before there is something in it.
+func (a *answer) WriteHeader(status int) {
+	if status >= 200 {
+		for _, name := range []string{"Date", "Content-Type"} {
+			if a.Header()[name] == nil {
+				a.Header()[name] = nil
+			}
+		}
+	}
+	a.ResponseWriter.WriteHeader(status)
+	if a.exchange.streamed && status >= 200 {
+		_ = http.NewResponseController(a.ResponseWriter).Flush() // is seen by the next write
+	}
+}
+
 // countedBody counts what is read of a body.
 type countedBody struct {
 	io.ReadCloser
@@ -304,12 +358,20 @@ func (b *countedBody) Read(p []byte) (int, error) {
 // countedUpgrade is the upstream's side of an upgraded connection.
 type countedUpgrade struct {
 	countedBody
-	writer io.Writer
-	sent   *atomic.Int64
+	upstream upgraded
+	sent     *atomic.Int64
 }
 
+// upgraded is what net/http has for a connection that was upgraded.
+type upgraded interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+func (u *countedUpgrade) CloseWrite() error { return u.upstream.CloseWrite() }
+
 func (u *countedUpgrade) Write(p []byte) (int, error) {
-	n, err := u.writer.Write(p)
+	n, err := u.upstream.Write(p)
 	u.sent.Add(int64(n))
 	return n, err
 }

@@ -145,6 +145,7 @@ func (p *Proxy) newFlow(conn net.Conn) *flow {
 		source:      addrPort(conn.RemoteAddr()),
 		destination: addrPort(conn.LocalAddr()),
 		began:       time.Now(),
+		cut:         make(chan struct{}),
 	}
 	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
 	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
@@ -175,6 +176,7 @@ func (p *Proxy) cutAll() {
 	defer p.mu.Unlock()
 	p.closed = true
 	for f := range p.flows {
+		close(f.cut)
 		_ = f.conn.closeWriter.Close()
 	}
 }

@@ -50,6 +50,20 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 	})
 }
 
+// answerMalformed answers a request whose refusal strictConn has recorded.
+func (x *exchange) answerMalformed(w http.ResponseWriter, m *malformed) {
+	x.status, x.err = m.status, errRefused
+	x.host = x.flow.host()
+	w.Header().Set("Connection", "close")
+	x.problem(w, problem{
+		Type:   "urn:agentops:refused:" + string(policy.Malformed),
+		Title:  "The request is not well-formed",
+		Status: m.status,
+		Detail: m.detail,
+		Reason: policy.Malformed,
+	})
+}
+
 // problem is a problem document (RFC 9457).
 type problem struct {
 	Type   string        `json:"type"`

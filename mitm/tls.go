@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -48,7 +49,9 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 		return
 	}
 	switch client.ConnectionState().NegotiatedProtocol {
-	case alpnHTTP1, alpnHTTP2:
+	case alpnHTTP1:
+		f.giveHTTP1(client, bufio.NewReader(client))
+	case alpnHTTP2:
 		f.proxy.decrypted.give(client)
 	default:
 		f.route(ctx, newBufferedConn(client, f), dial)
