@@ -46,8 +46,10 @@ type Policy struct {
 	Allow   []string `json:"allow"`
 	Deny    []string `json:"deny"`
 	Resolve []string `json:"resolve"`
-	File    string   `json:"file,omitempty"`  // the host-wide one that narrowed it
-	Within  []string `json:"within,omitzero"` // that file's allow list, when it has one
+	// Passthrough are the hosts whose TLS is not opened.
+	Passthrough []string `json:"passthrough,omitempty"`
+	File        string   `json:"file,omitempty"`  // the host-wide one that narrowed it
+	Within      []string `json:"within,omitzero"` // that file's allow list, when it has one
 }
 
 // RunExit closes every complete journal.
@@ -88,13 +90,16 @@ type FlowOpen struct {
 	Destination string   `json:"destination"` // ADDRESS:PORT as the client dialled it
 	Host        string   `json:"host"`        // the name behind the destination, else its address
 	Port        uint16   `json:"port"`
-	Process     *Process `json:"process,omitempty"` // who connected
+	SNI         string   `json:"sni,omitempty"`         // of a TLS hello, as it was sent
+	JA4         string   `json:"ja4,omitempty"`         // fingerprint of a TLS hello
+	Passthrough bool     `json:"passthrough,omitempty"` // TLS that is not opened
+	Process     *Process `json:"process,omitempty"`     // who connected
 }
 
 // FlowClose ends a flow.open.
 type FlowClose struct {
 	Flow          uint64 `json:"flow"`
-	Upstream      string `json:"upstream,omitempty"` // ADDRESS:PORT dialled for an opaque flow
+	Upstream      string `json:"upstream,omitempty"` // ADDRESS:PORT dialled for a flow that is not opened
 	BytesSent     int64  `json:"bytes_sent"`         // on the run's connection, TLS included
 	BytesReceived int64  `json:"bytes_received"`     // likewise
 	DurationMS    int64  `json:"duration_ms"`
@@ -103,10 +108,11 @@ type FlowClose struct {
 
 // TLSFailure is a handshake that did not complete, on either side of the proxy.
 type TLSFailure struct {
-	Flow  uint64 `json:"flow"`
-	Side  string `json:"side"` // "client": the run's program; "upstream": the server
-	Host  string `json:"host"`
-	Error string `json:"error"`
+	Flow    uint64   `json:"flow"`
+	Side    string   `json:"side"` // "client": the run's program; "upstream": the server
+	Host    string   `json:"host"`
+	Error   string   `json:"error"`
+	Process *Process `json:"process,omitempty"` // that connected
 }
 
 // HTTPRequest is one exchange, written when the response's last byte has passed

@@ -32,6 +32,8 @@ type flow struct {
 	name      string
 	synthetic bool
 	tls       bool // the client speaks TLS to us
+	sni, ja4  string
+	sealed    bool // its TLS is not opened
 	http1     *strictConn
 
 	refusal     *refusal    // what the whole flow is refused for
@@ -138,6 +140,9 @@ func (f *flow) opened(protocol string) error {
 			Destination: f.destination.String(),
 			Host:        f.host(),
 			Port:        f.destination.Port(),
+			SNI:         f.sni,
+			JA4:         f.ja4,
+			Passthrough: f.sealed,
 			Process:     f.process,
 		})
 	})

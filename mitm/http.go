@@ -287,8 +287,15 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client is gone
 	}
+	err = x.flow.proxy.upstreams.explain(err, x.host, x.flow.destination.Port())
 	x.status = http.StatusBadGateway
-	x.problem(w, problem{Type: "urn:agentops:upstream", Title: "The upstream could not be reached", Status: x.status, Detail: describeTLS(err)})
+	x.problem(w, problem{
+		Type:   "urn:agentops:upstream",
+		Title:  "The upstream could not be reached",
+		Status: x.status,
+		Detail: describeUpstream(err, x.host),
+		Reason: upstreamReason(err),
+	})
 }
 
 // record writes http.request when the exchange is over, however it ended.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"agentops/mitm/policy"
@@ -78,6 +79,28 @@ func (f *flow) serveOpaque(ctx context.Context, client, upstream closeWriter, di
 		f.reset()
 		return
 	}
+	f.relay(ctx, client, upstream, dial)
+}
+
+// serveSealed relays TLS as it is. That the upstream is who it should be is seen by
+// a handshake of our own, as TLS 1.3 shows its certificate to the client alone.
+func (f *flow) serveSealed(ctx context.Context, client closeWriter, alpn []string) {
+	defer f.conn.Close()
+	f.refusal = f.judge(policy.Target{Host: f.host(), Protocol: policy.Sealed})
+	if f.refusal != nil || f.opened("tls") != nil {
+		f.reset()
+		return
+	}
+	if err := f.proxy.upstreams.verify(ctx, f, alpn); err != nil {
+		f.fail(err)
+		f.reset()
+		return
+	}
+	f.relay(ctx, client, nil, f.dialPlain)
+}
+
+// relay connects to the upstream, unless it is, and copies both ways.
+func (f *flow) relay(ctx context.Context, client, upstream closeWriter, dial dialFunc) {
 	if upstream == nil {
 		var err error
 		if upstream, err = dial(ctx); err != nil {
@@ -88,19 +111,22 @@ func (f *flow) serveOpaque(ctx context.Context, client, upstream closeWriter, di
 	}
 	defer upstream.Close()
 	f.upstream = upstream.RemoteAddr().String()
-	if err := relay(client, upstream); err != nil && !isClosed(err) {
+	if err := copyBoth(client, upstream); err != nil && !isClosed(err) {
 		f.fail(err)
 		f.reset()
 	}
 }
 
-// relay copies both ways until both sides have ended, or one has failed.
-func relay(client, upstream closeWriter) error {
+// copyBoth copies both ways until both sides have ended, or one has failed.
+func copyBoth(client, upstream closeWriter) error {
 	errs := make(chan error, 2)
 	pipe := func(to, from closeWriter) {
 		_, err := io.Copy(to, from)
 		if err == nil {
 			err = to.CloseWrite()
+		}
+		if errors.Is(err, syscall.ENOTCONN) {
+			err = nil // it has ended before
 		}
 		if err != nil {
 			// The other direction cannot do without this one.

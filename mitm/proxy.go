@@ -5,6 +5,7 @@ package mitm
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type Proxy struct {
 	upstreams *upstreams
 	http      *http.Server
 	decrypted *handover // connections that speak HTTP, on their way to http
+	ticketKey [32]byte  // seals the sessions that clients may resume
 
 	lastFlow atomic.Uint64
 	mu       sync.Mutex
@@ -66,6 +68,7 @@ func New(config Config) *Proxy {
 		decrypted: newHandover(),
 		flows:     make(map[*flow]struct{}),
 	}
+	rand.Read(p.ticketKey[:]) // never fails
 	p.upstreams = newUpstreams(p)
 	p.http = newHTTPServer(p)
 	return p

@@ -127,6 +127,7 @@ type benchConfig struct {
 	policy   policy.Policy
 	pins     []string
 	upstream *httptest.Server // pinned to every name, and trusted
+	process  *audit.Process   // that has made every connection
 }
 
 func newBench(t *testing.T, c benchConfig) *bench {
@@ -164,6 +165,7 @@ func newBench(t *testing.T, c benchConfig) *bench {
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
 		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log,
+		Owner: func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

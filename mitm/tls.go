@@ -4,12 +4,13 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"agentops/audit"
@@ -26,6 +27,20 @@ const (
 // what is in it.
 func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	f.tls = true
+	hello, conn, err := readHello(conn)
+	if err != nil {
+		f.fail(err)
+		f.reset()
+		return
+	}
+	if hello != nil {
+		f.sni, f.ja4 = hello.ServerName, ja4(hello)
+		if _, err := f.identify(hello.ServerName); err == nil && f.refusal == nil && f.proxy.config.Policy.PassesThrough(f.host(), f.destination.Port()) {
+			f.sealed = true
+			f.serveSealed(ctx, conn, hello.SupportedProtos)
+			return
+		}
+	}
 	var dial dialFunc
 	client := tls.Server(conn, &tls.Config{
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
@@ -35,7 +50,7 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	})
 	// Time is set on the connection, not by a context: at the end of one, a
 	// goroutine of the handshake's would close the flow while this one has it.
-	err := conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	err = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	if err == nil {
 		err = client.Handshake()
 	}
@@ -43,7 +58,7 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		f.tlsFailure("client", err)
+		f.tlsFailure("client", describeClient(err, f.host()))
 		f.fail(err)
 		f.reset()
 		return
@@ -77,10 +92,11 @@ func (f *flow) answerHello(ctx context.Context, hello *tls.ClientHelloInfo) (*tl
 		return nil, nil, err
 	}
 	config := &tls.Config{
-		Certificates:           []tls.Certificate{*leaf},
-		MinVersion:             tls.VersionTLS12,
-		SessionTicketsDisabled: true,
+		Certificates: []tls.Certificate{*leaf},
+		MinVersion:   tls.VersionTLS12,
 	}
+	// Whose session it was does not matter: each flow is judged by its own hello.
+	config.SetSessionTicketKeys([][32]byte{f.proxy.ticketKey})
 	offered := hello.SupportedProtos
 	dial := func(ctx context.Context) (closeWriter, error) {
 		return f.proxy.upstreams.dialTLS(ctx, f, f.host(), nil)
@@ -132,22 +148,27 @@ func fronting(what, name, want string) *refusal {
 }
 
 // tlsFailure records a handshake that did not complete.
-func (f *flow) tlsFailure(side string, err error) {
+func (f *flow) tlsFailure(side, description string) {
 	// The error is the journal's own, which ends the run.
-	_ = f.proxy.config.Recorder.Append(audit.TLSFailure{Flow: f.id, Side: side, Host: f.host(), Error: describeTLS(err)})
+	_ = f.proxy.config.Recorder.Append(audit.TLSFailure{Flow: f.id, Side: side, Host: f.host(), Error: description, Process: f.process})
 }
 
-// describeTLS says what a failed handshake means where the error does not.
-func describeTLS(err error) string {
-	// crypto/tls keeps the type of a peer's alert to itself; the alerts about
-	// certificates (RFC 8446, section 6.2) all have the word in their text.
-	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" && strings.Contains(err.Error(), "certificate") {
-		return fmt.Sprintf("%v: the client does not trust this run's authority; it has roots of its own or pins a certificate", err)
+// describeClient says what a failed handshake with the client means where the error
+// does not.
+func describeClient(err error, host string) string {
+	advice := "; agent run --passthrough " + host + " leaves its TLS unopened"
+	if isAlert(err) && strings.Contains(err.Error(), "certificate") {
+		return fmt.Sprintf("%v: the client does not trust this run's authority; it has roots of its own or pins a certificate%s", err, advice)
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-			return fmt.Sprintf("%v: give its root with --upstream-ca", err)
-		}
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return fmt.Sprintf("%v: the client broke the handshake off, as some do that do not trust this run's authority%s", err, advice)
 	}
 	return err.Error()
+}
+
+// isAlert tells an alert of the peer's. crypto/tls keeps its type to itself; the
+// alerts about certificates (RFC 8446, section 6.2) all have the word in their text.
+func isAlert(err error) bool {
+	remote, ok := errors.AsType[*net.OpError](err)
+	return ok && remote.Op == "remote error"
 }

@@ -3,6 +3,7 @@ package mitm
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 const (
 	readyFor     = 10 * time.Second // that a connection made to learn of its protocol is kept
 	upstreamIdle = 90 * time.Second
+	verifiedFor  = 5 * time.Minute // that a certificate counts which was seen
+	maxSessions  = 256             // of upstreams that may be resumed
 )
 
 // upstreams keeps the connections to the outside: HTTP goes out as it came in, so
@@ -22,14 +25,19 @@ type upstreams struct {
 	proxy      *Proxy
 	http1, h2c *http.Transport // h2c: HTTP/2 by prior knowledge, without TLS
 	http2      *http.Transport
+	sessions   tls.ClientSessionCache
 
 	mu    sync.Mutex
 	spoke map[string][]string    // by host:port: the ALPN protocols of an upstream
 	ready map[string][]*tls.Conn // by host:port: connected to learn that, unused
+	// by host:port: until when the certificate need not be seen again
+	verified     map[string]time.Time
+	certificates map[string]bool // by host:port: who has asked for a client's
 }
 
 func newUpstreams(p *Proxy) *upstreams {
-	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn)}
+	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn),
+		verified: make(map[string]time.Time), certificates: make(map[string]bool), sessions: tls.NewLRUClientSessionCache(maxSessions)}
 	u.http1 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true) }, alpnHTTP1)
 	u.http2 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true); s.SetHTTP2(true) }, alpnHTTP2, alpnHTTP1)
 	u.h2c = u.transport(func(s *http.Protocols) { s.SetUnencryptedHTTP2(true) })
@@ -143,20 +151,85 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	if err != nil {
 		return nil, err
 	}
+	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
+	wantsCertificate := false
 	conn := tls.Client(raw, &tls.Config{
-		ServerName: host,
-		RootCAs:    u.proxy.config.Upstreams(),
-		NextProtos: alpn,
-		MinVersion: tls.VersionTLS12,
+		ServerName:         host,
+		RootCAs:            u.proxy.config.Upstreams(),
+		NextProtos:         alpn,
+		MinVersion:         tls.VersionTLS12,
+		ClientSessionCache: u.sessions,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.certificates[address] = true
+			wantsCertificate = true
+			return new(tls.Certificate), nil
+		},
 	})
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		f.tlsFailure("upstream", err)
+		if wantsCertificate && isAlert(err) {
+			err = &clientCertificateError{err}
+		}
+		f.tlsFailure("upstream", describeUpstream(err, host))
 		return nil, fmt.Errorf("TLS with %s: %w", host, err)
 	}
 	return conn, nil
+}
+
+// explain returns the error with which an upstream has failed. In TLS 1.3 a client
+// without a certificate is turned away behind the handshake, if need be without a
+// word that reaches us.
+func (u *upstreams) explain(err error, host string, port uint16) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	reason := upstreamReason(err)
+	if u.certificates[net.JoinHostPort(host, strconv.Itoa(int(port)))] && (reason == reasonTLS || reason == reasonBroken) {
+		return &clientCertificateError{err}
+	}
+	return err
+}
+
+// verify shows by a handshake of our own that the flow's upstream has a certificate
+// for its name. What it wants of the client is between the two.
+func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
+	host := f.host()
+	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
+	u.mu.Lock()
+	until := u.verified[address]
+	u.mu.Unlock()
+	if time.Now().Before(until) {
+		return nil
+	}
+	raw, err := u.proxy.config.Dialer.Dial(ctx, host, f.destination.Port())
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	good := false
+	conn := tls.Client(raw, &tls.Config{
+		ServerName: host,
+		RootCAs:    u.proxy.config.Upstreams(),
+		NextProtos: alpn,
+		MinVersion: tls.VersionTLS12,
+		VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error {
+			good = true // is called when all else is
+			return nil
+		},
+	})
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); !good {
+		f.tlsFailure("upstream", describeUpstream(err, host))
+		return fmt.Errorf("TLS with %s: %w", host, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.verified[address] = time.Now().Add(verifiedFor)
+	return nil
 }
 
 // close lets go of all idle connections.

@@ -31,15 +31,18 @@ type hostPolicy struct {
 		Policy string        `yaml:"policy"` // strict: every run is
 		Allow  []policy.Rule `yaml:"allow"`  // what runs may be allowed at all
 		Deny   []policy.Rule `yaml:"deny"`   // added to every run's
+		// hosts whose TLS runs may leave unopened
+		Passthrough []string `yaml:"passthrough"`
 	} `yaml:"network"`
 	Grants     []string `yaml:"grants"`     // names of grants that runs may use
 	Mounts     []string `yaml:"mounts"`     // folders that mounts and root trees may be in
 	Workspaces []string `yaml:"workspaces"` // folders that workspaces may be in
 
-	mode policy.Mode
+	mode        policy.Mode
+	passthrough []policy.Rule
 }
 
-var hostPolicyKeys = append([]string{"network", "policy", "allow", "deny", "grants", "mounts", "workspaces"}, ruleKeys...)
+var hostPolicyKeys = append([]string{"network", "policy", "allow", "deny", "passthrough", "grants", "mounts", "workspaces"}, ruleKeys...)
 
 // readHostPolicy reads the host's policy; nil without one. A file that others than
 // root could have written, or taken away, is an error, as is one that cannot be
@@ -119,6 +122,13 @@ func parseHostPolicy(path string, content []byte) (*hostPolicy, error) {
 			return nil, fmt.Errorf("%s: folder %q is not absolute", path, folder)
 		}
 	}
+	for _, text := range h.Network.Passthrough {
+		rule, err := policy.ParsePassthrough(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		h.passthrough = append(h.passthrough, rule)
+	}
 	var err error
 	if h.mode, err = policy.ParseMode(h.Network.Policy); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -175,6 +185,13 @@ func (h *hostPolicy) checkGrant(name string) error {
 		return nil
 	}
 	return h.refuse("grants", "grant "+name, h.Grants)
+}
+
+func (h *hostPolicy) checkPassthrough(rule policy.Rule) error {
+	if h == nil || h.Network.Passthrough == nil || slices.ContainsFunc(h.passthrough, rule.Within) {
+		return nil
+	}
+	return h.refuse("network.passthrough", "passthrough "+rule.String(), h.Network.Passthrough)
 }
 
 // checkMount takes a path whose links are resolved.

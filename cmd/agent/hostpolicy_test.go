@@ -14,11 +14,12 @@ func TestReadHostPolicy(t *testing.T) {
 	for name, c := range map[string]struct{ content, err, hint string }{
 		"empty":           {"", "", ""},
 		"comment":         {"# nothing\n", "", ""},
-		"all":             {"network:\n  policy: strict\n  allow: [a.example, {host: b.example, ports: [443, 8000-8999], methods: [GET], paths: [/x/**]}, tcp: c.example:22]\n  deny: []\ngrants: [a]\nmounts: [/srv]\nworkspaces: [/work]\n", "", ""},
+		"all":             {"network:\n  policy: strict\n  allow: [a.example, {host: b.example, ports: [443, 8000-8999], methods: [GET], paths: [/x/**]}, tcp: c.example:22]\n  deny: []\n  passthrough: ['*.example:443']\ngrants: [a]\nmounts: [/srv]\nworkspaces: [/work]\n", "", ""},
 		"misspelt":        {"grants: [a]\nmount: [/srv]\n", `policy.yaml:2: unknown field "mount"`, `"mounts"`},
 		"nested":          {"network:\n  resolve: ['a=127.0.0.1']\n", `policy.yaml:2: unknown field "resolve"`, ""},
 		"in a rule":       {"network:\n  allow:\n    - host: a\n      method: [GET]\n", `policy.yaml:4: unknown field "method"`, `"methods"`},
 		"bad rule":        {"network:\n  allow: ['http://x/']\n", `policy.yaml: rule "http://x/"`, ""},
+		"bad passthrough": {"network:\n  passthrough: ['*']\n", "policy.yaml: passthrough: ", ""},
 		"bad mode":        {"network:\n  policy: lax\n", `policy.yaml: network policy "lax"`, ""},
 		"null list":       {"grants:\n", "policy.yaml:1: there is nothing", "write []"},
 		"null network":    {"mounts: []\nnetwork:\n", "policy.yaml:2: there is nothing", "write []"},
@@ -42,6 +43,29 @@ func TestReadHostPolicy(t *testing.T) {
 				t.Errorf("%v has no hint with %s", err, c.hint)
 			}
 		})
+	}
+}
+
+// A run may leave no more unopened than the host's policy lets it.
+func TestTheHostPolicyBoundsPassthrough(t *testing.T) {
+	for content, allowed := range map[string]bool{
+		"grants: []\n":                              true,
+		"network: {passthrough: []}\n":              false,
+		"network: {passthrough: [b.example]}\n":     false,
+		"network: {passthrough: ['*.b.example']}\n": true,
+	} {
+		host, err := parseHostPolicy("/etc/agentops/policy.yaml", []byte(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := &runSpec{}
+		err = spec.resolveNetwork(networkSettings{Passthrough: []string{"a.b.example"}}, host)
+		if (err == nil) != allowed || err != nil && !strings.Contains(err.Error(), "passthrough a.b.example is refused by /etc/agentops/policy.yaml") {
+			t.Errorf("%q: %v", content, err)
+		}
+		if allowed && !spec.policy.PassesThrough("a.b.example", 443) {
+			t.Errorf("%q: the host does not pass through", content)
+		}
 	}
 }
 

@@ -52,6 +52,7 @@ end by signal n.`,
 	f.Var(ruleFlag{&flags.Network.Allow, "--allow"}, "allow", "allow `RULE`: HOST, *.SUFFIX, ADDRESS or NETWORK, with [:PORTS] and [/PATH], METHODS before it; or tcp:HOST:PORT, udp:HOST:PORT")
 	f.Var(ruleFlag{&flags.Network.Deny, "--deny"}, "deny", "deny `RULE`; deny beats allow")
 	f.StringArrayVar(&flags.Network.Resolve, "resolve", nil, "dial `NAME=IP[:PORT]`; NAME may be *.SUFFIX, an address, or * for every other")
+	f.StringArrayVar(&flags.Network.Passthrough, "passthrough", nil, "leave the TLS of `HOST[:PORTS]` unopened: what is sent there is not seen")
 	f.StringVar(&flags.upstreamCA, "upstream-ca", "", "trust the roots in PEM `FILE` for upstreams as well")
 	f.StringVar(&flags.Rootfs, "rootfs", "", "run in the tree at `DIR` instead of the host's (what is written there is discarded)")
 	f.StringArrayVarP(&flags.Mounts, "volume", "v", nil, "mount `SRC:DST[:ro]`")

@@ -167,11 +167,12 @@ func merge(file, flags settings) settings {
 			OpenFiles: either(flags.Limits.OpenFiles, file.Limits.OpenFiles),
 		},
 		Network: networkSettings{
-			Policy:  file.Network.Policy,
-			source:  file.Network.source,
-			Allow:   join(file.Network.Allow, flags.Network.Allow),
-			Deny:    join(file.Network.Deny, flags.Network.Deny),
-			Resolve: join(file.Network.Resolve, flags.Network.Resolve),
+			Policy:      file.Network.Policy,
+			source:      file.Network.source,
+			Allow:       join(file.Network.Allow, flags.Network.Allow),
+			Deny:        join(file.Network.Deny, flags.Network.Deny),
+			Resolve:     join(file.Network.Resolve, flags.Network.Resolve),
+			Passthrough: join(file.Network.Passthrough, flags.Network.Passthrough),
 		},
 	}
 }
@@ -292,6 +293,16 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 			s.policy.Allow = append(s.policy.Allow, rule.From("grant "+g.Name))
 		}
 	}
+	for _, text := range n.Passthrough {
+		rule, err := policy.ParsePassthrough(text)
+		if err != nil {
+			return err
+		}
+		if err := host.checkPassthrough(rule); err != nil {
+			return err
+		}
+		s.policy.Passthrough = append(s.policy.Passthrough, rule)
+	}
 	host.narrow(&s.policy)
 	for _, text := range n.Resolve {
 		pin, err := mitm.ParsePin(text)
@@ -334,10 +345,11 @@ func (s *runSpec) record(merged settings, hostPolicy *hostPolicy) audit.RunStart
 	n := merged.Network
 	host, _ := os.Hostname() // recorded empty
 	p := audit.Policy{
-		Mode:    string(s.policy.Mode),
-		Allow:   texts(n.Allow),
-		Deny:    texts(s.policy.Deny),
-		Resolve: n.Resolve,
+		Mode:        string(s.policy.Mode),
+		Allow:       texts(n.Allow),
+		Deny:        texts(s.policy.Deny),
+		Resolve:     n.Resolve,
+		Passthrough: n.Passthrough,
 	}
 	if hostPolicy != nil {
 		p.File = hostPolicy.path

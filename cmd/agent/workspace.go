@@ -45,6 +45,8 @@ type networkSettings struct {
 	Allow   []policy.Rule `yaml:"allow"`
 	Deny    []policy.Rule `yaml:"deny"`
 	Resolve []string      `yaml:"resolve"` // NAME=IP[:PORT]
+	// HOST[:PORTS], whose TLS is not opened
+	Passthrough []string `yaml:"passthrough"`
 
 	source string // where Policy is set
 }
@@ -95,7 +97,7 @@ var (
 	settingsKeys = append([]string{
 		"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
 		"memory", "cpus", "pids", "open_files",
-		"policy", "allow", "deny", "resolve",
+		"policy", "allow", "deny", "resolve", "passthrough",
 	}, ruleKeys...)
 )
 

@@ -30,8 +30,8 @@ func (r Rule) denies(t Target) (v Verdict, ok bool) {
 		return v, true
 	}
 	switch t.Protocol {
-	case NotHTTP, UDP:
-		v.Reason, v.Detail = Opaque, "what is no HTTP might be a request that the rule denies"
+	case NotHTTP, UDP, Sealed:
+		v.Reason, v.Detail = Opaque, "what cannot be seen into might be a request that the rule denies"
 		return v, true
 	case TCP, "":
 		return v, false
@@ -69,6 +69,10 @@ func (r Rule) allows(t Target, mode Mode) Verdict {
 	case NotHTTP:
 		if mode == Strict || r.narrow() {
 			return Verdict{Reason: Opaque, Detail: "it is no HTTP, for which a rule with tcp: is wanted"}
+		}
+	case Sealed:
+		if r.narrow() {
+			return Verdict{Reason: Opaque, Detail: "its TLS is not opened, and the rule allows some requests only"}
 		}
 	case HTTP:
 		if len(r.methods) > 0 && t.Method != "" && !slices.Contains(r.methods, t.Method) {

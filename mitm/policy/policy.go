@@ -35,6 +35,10 @@ type Policy struct {
 	Allow  []Rule
 	Deny   []Rule
 	Bound  *Bound // nil: none
+
+	// Passthrough names the hosts whose TLS is not opened. They must be allowed
+	// as well.
+	Passthrough []Rule
 }
 
 // Bound is a list of what may be allowed at all: a target must be allowed by one
@@ -54,6 +58,7 @@ const (
 	NotHTTP Protocol = "opaque" // anything else over TCP
 	TCP     Protocol = "tcp"    // one of the two: a connection on which nothing was said yet
 	UDP     Protocol = "udp"
+	Sealed  Protocol = "sealed" // TLS that is not opened
 )
 
 // Target is what a run wants to reach. What it leaves open is judged by its best
