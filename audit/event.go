@@ -118,17 +118,18 @@ type TLSFailure struct {
 // HTTPRequest is one exchange, written when the response's last byte has passed
 // or the exchange broke.
 type HTTPRequest struct {
-	Flow          uint64 `json:"flow"`
-	Protocol      string `json:"protocol"` // as spoken with the client: "HTTP/1.1", "HTTP/2.0"
-	Method        string `json:"method"`
-	URL           string `json:"url"` // secrets in the query redacted
-	Upstream      string `json:"upstream,omitempty"`
-	Status        int    `json:"status"`         // as the client got it; 0: none
-	BytesSent     int64  `json:"bytes_sent"`     // of the request's body
-	BytesReceived int64  `json:"bytes_received"` // of the response's body
-	DurationMS    int64  `json:"duration_ms"`
-	UserAgent     string `json:"user_agent,omitempty"`
-	Error         string `json:"error,omitempty"`
+	Flow          uint64   `json:"flow"`
+	Protocol      string   `json:"protocol"` // as spoken with the client: "HTTP/1.1", "HTTP/2.0"
+	Method        string   `json:"method"`
+	URL           string   `json:"url"` // secrets in the query redacted
+	Upstream      string   `json:"upstream,omitempty"`
+	Grants        []string `json:"grants,omitempty"` // whose headers were put on the request
+	Status        int      `json:"status"`           // as the client got it; 0: none
+	BytesSent     int64    `json:"bytes_sent"`       // of the request's body
+	BytesReceived int64    `json:"bytes_received"`   // of the response's body
+	DurationMS    int64    `json:"duration_ms"`
+	UserAgent     string   `json:"user_agent,omitempty"`
+	Error         string   `json:"error,omitempty"`
 }
 
 // DNSQuery is one question to the run's resolver and what it was told.

@@ -82,6 +82,7 @@ type exchange struct {
 	status   int
 	streamed bool // nobody knows how long the response is
 	err      error
+	granted  []string // the grants whose headers were put on it
 }
 
 type exchangeKey struct{}
@@ -170,7 +171,7 @@ func (x *exchange) identify() *refusal {
 			return refused
 		}
 	}
-	return nil
+	return x.checkGrants()
 }
 
 // methods are those that a server may take a request to have: some take another
@@ -233,6 +234,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 			out.Header[name] = values // the library takes them off
 		}
 	}
+	x.putGrants(out.Header)
 	out.Trailer = pr.In.Trailer // whose values come behind the body
 	if strings.Contains(strings.ToLower(out.Header.Get("Upgrade")), "h2c") {
 		// An upgrade to requests that would not be judged is left out, as a
@@ -314,7 +316,9 @@ func (x *exchange) record() {
 		DurationMS:    time.Since(x.began).Milliseconds(),
 		UserAgent:     clip(x.request.UserAgent(), 256),
 	}
-	e.Upstream, _ = x.upstream.Load().(string)
+	if e.Upstream, _ = x.upstream.Load().(string); e.Upstream != "" {
+		e.Grants = x.granted
+	}
 	if x.err != nil {
 		e.Error = x.err.Error()
 	} else if err := x.request.Context().Err(); err != nil {

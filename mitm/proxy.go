@@ -30,7 +30,7 @@ type Recorder interface {
 	Append(audit.Event) error
 }
 
-// Config configures a Proxy. All fields but Owner are needed.
+// Config configures a Proxy. All fields but Grants and Owner are needed.
 type Config struct {
 	Policy    *policy.Policy
 	Authority *authority.Authority
@@ -40,6 +40,7 @@ type Config struct {
 	Upstreams func() *x509.CertPool // roots that upstreams are verified against
 	Recorder  Recorder
 	Log       logrus.FieldLogger
+	Grants    []Grant
 
 	// Owner names the process that has made a connection, which has just been
 	// accepted; nil: not known.

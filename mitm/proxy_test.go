@@ -114,7 +114,7 @@ func (l *redirected) dial(ctx context.Context, destination netip.AddrPort) (*net
 
 // bench is a proxy with one upstream behind every name.
 type bench struct {
-	t        *testing.T
+	t        testing.TB
 	listener *redirected
 	recorder *recorder
 	names    *resolver.Names
@@ -128,9 +128,10 @@ type benchConfig struct {
 	pins     []string
 	upstream *httptest.Server // pinned to every name, and trusted
 	process  *audit.Process   // that has made every connection
+	grants   []Grant
 }
 
-func newBench(t *testing.T, c benchConfig) *bench {
+func newBench(t testing.TB, c benchConfig) *bench {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -165,7 +166,8 @@ func newBench(t *testing.T, c benchConfig) *bench {
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
 		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log,
-		Owner: func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
+		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
+		Grants: c.grants,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -82,6 +82,7 @@ const (
 	Opaque     Reason = "opaque"      // what is spoken cannot be seen into
 	Fronting   Reason = "fronting"    // the names of one request disagree
 	Malformed  Reason = "malformed"   // no valid name or request
+	Exposed    Reason = "exposed"     // a secret that is granted for it would not stay one
 )
 
 // Verdict is a decision and its grounds.
