@@ -1,6 +1,7 @@
 package test
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"agentops/test/awsstub"
@@ -56,6 +58,14 @@ func newOutside(t *testing.T) *outside {
 	return o
 }
 
+// digest is the beginning of the SHA-256 of a header's values, "-" of none.
+func digest(values []string) string {
+	if len(values) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(values, "+"))))[:16]
+}
+
 // newSite answers for every host; /repo.git is a repository to clone.
 func newSite(t *testing.T, root string) http.Handler {
 	t.Helper()
@@ -63,6 +73,13 @@ func newSite(t *testing.T, root string) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)
 		fmt.Fprintf(w, "hello from %s: %s %s, %d bytes, by %s\n", r.Host, r.Method, r.URL.Path, n, r.Proto)
+	})
+	// What it got in two headers is told by its hash: the secret must not come back.
+	mux.HandleFunc("/headers", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "authorization %s x-api-key %s\n", digest(r.Header["Authorization"]), digest(r.Header["X-Api-Key"]))
+	})
+	mux.HandleFunc("/to", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.RawQuery, http.StatusFound)
 	})
 	mux.Handle("/repo.git/", &cgi.Handler{
 		Path: "/usr/lib/git-core/git-http-backend",

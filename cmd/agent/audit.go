@@ -265,12 +265,7 @@ func describe(e map[string]any) string {
 	}
 	switch get("type") {
 	case "run.start":
-		command, _ := e["command"].([]any)
-		words := make([]string, len(command))
-		for i, word := range command {
-			words[i] = text(word)
-		}
-		return strings.Join(words, " ")
+		return words(e["command"])
 	case "run.exit":
 		return "exit code " + get("exit_code") + with(", ", get("signal")) + with(": ", get("error"))
 	case "flow.open":
@@ -278,16 +273,11 @@ func describe(e map[string]any) string {
 	case "flow.close":
 		return "flow " + get("flow") + ": " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(": ", get("error"))
 	case "http.request":
-		return get("method") + " " + get("url") + " " + get("status") + ", " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(": ", get("error"))
+		return get("method") + " " + get("url") + " " + get("status") + ", " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(", with grant ", words(e["grants"])) + with(": ", get("error"))
 	case "tls.failure":
 		return get("side") + " " + get("host") + ": " + get("error")
 	case "dns.query":
-		answers, _ := e["answers"].([]any)
-		words := make([]string, len(answers))
-		for i, answer := range answers {
-			words[i] = text(answer)
-		}
-		return get("qtype") + " " + get("name") + " " + get("rcode") + with(" ", strings.Join(words, " ")) + with(" refused: ", get("reason")) + with(" by ", process(e))
+		return get("qtype") + " " + get("name") + " " + get("rcode") + with(" ", words(e["answers"])) + with(" refused: ", get("reason")) + with(" by ", process(e))
 	case "lost":
 		return get("count") + " " + get("what") + " came too fast to be recorded"
 	case "credential.serve":
@@ -330,6 +320,16 @@ func text(v any) string {
 		return fmt.Sprintf("%.0f", v)
 	}
 	return fmt.Sprint(v)
+}
+
+// words is a JSON array of such values.
+func words(v any) string {
+	values, _ := v.([]any)
+	texts := make([]string, len(values))
+	for i, value := range values {
+		texts[i] = text(value)
+	}
+	return strings.Join(texts, " ")
 }
 
 // printable keeps what comes from a run from commanding the terminal.

@@ -63,11 +63,11 @@ type ownerFunc = func(source, destination netip.AddrPort) *audit.Process
 // fetchCredentials gets the first credentials of every grant: a run that cannot
 // have them does not start.
 func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, owner ownerFunc, log logrus.FieldLogger) (*credentials, error) {
-	c := &credentials{grants: spec.grants, events: &deferredRecorder{}}
-	sources := make([]*credsrv.Source, len(spec.grants))
-	errs := make([]error, len(spec.grants))
+	c := &credentials{grants: spec.roles, events: &deferredRecorder{}}
+	sources := make([]*credsrv.Source, len(spec.roles))
+	errs := make([]error, len(spec.roles))
 	var wg sync.WaitGroup
-	for i, g := range spec.grants {
+	for i, g := range spec.roles {
 		wg.Go(func() {
 			sources[i], errs[i] = credsrv.NewSource(ctx, credsrv.SourceConfig{Grant: g, Run: spec.id, Recorder: c.events, Log: log})
 		})
@@ -75,7 +75,7 @@ func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, owner ownerFu
 	wg.Wait()
 	for i, err := range errs {
 		if err != nil {
-			return nil, grantHint(fmt.Errorf("grant %s: %w", spec.grants[i].Name, err))
+			return nil, grantHint(fmt.Errorf("grant %s: %w", spec.roles[i].Name, err))
 		}
 	}
 	c.server = credsrv.NewServer(credsrv.ServerConfig{Sources: sources, Recorder: c.events, Log: log, Owner: owner})

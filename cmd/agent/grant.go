@@ -22,10 +22,14 @@ func newGrantCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "grant",
 		Short: "Store what runs may be given",
-		Long: `Store what runs may be given. A grant is configuration, there is no secret in it:
-which AWS role a run works with, and how. The role is assumed for the run, with
-this host's AWS identity, which never enters the run.`,
+		Long: `Store what runs may be given: an AWS role, or a header.
+
+An AWS grant is configuration without a secret: which role a run works with, and
+how. The role is assumed for the run, with this host's AWS identity, which never
+enters the run. An HTTP grant is a header with a secret value, which the proxy puts
+on the run's requests to one host; the run never has it.`,
 		Example: `  agent grant aws --role arn:aws:iam::123456789012:role/AgentRole
+  agent grant http github --host api.github.com --header Authorization --value-from env:GITHUB_AUTHORIZATION
   agent grant list
   agent grant show aws --json
   agent grant revoke aws`,
@@ -33,11 +37,11 @@ this host's AWS identity, which never enters the run.`,
 			if len(args) == 0 {
 				return nil
 			}
-			return withHint(fmt.Errorf("there is no command agent grant %s", args[0]), "agent grant aws, list, show or revoke")
+			return withHint(fmt.Errorf("there is no command agent grant %s", args[0]), "agent grant aws, http, list, show or revoke")
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newGrantAWSCommand(e), newGrantListCommand(e), newGrantShowCommand(e), newGrantRevokeCommand(e))
+	cmd.AddCommand(newGrantAWSCommand(e), newGrantHTTPCommand(e), newGrantListCommand(e), newGrantShowCommand(e), newGrantRevokeCommand(e))
 	return cmd
 }
 
@@ -230,7 +234,7 @@ func newGrantListCommand(e *env) *cobra.Command {
 			// Those that can be read are shown, whatever is wrong with others.
 			grants, err := e.grants().List()
 			if asJSON {
-				return errors.Join(e.printJSON(append([]grant.AWS{}, grants...)), grantHint(err))
+				return errors.Join(e.printJSON(append([]grant.Grant{}, grants...)), grantHint(err))
 			}
 			return errors.Join(e.printGrants(grants), grantHint(err))
 		},
@@ -250,14 +254,14 @@ func newGrantShowCommand(e *env) *cobra.Command {
 			if err := e.needRootFor("agent grant show"); err != nil {
 				return err
 			}
-			a, err := e.loadGrant(args[0])
+			g, err := e.loadGrant(args[0])
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return e.printJSON(a)
+				return e.printJSON(g)
 			}
-			e.printGrant(a)
+			e.printGrant(g)
 			return nil
 		},
 	}
@@ -270,8 +274,8 @@ func newGrantRevokeCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke NAME",
 		Short: "Forget a stored grant",
-		Long: `Forget a stored grant. Runs that go on with it keep renewing their sessions until
-they end, and sessions that AWS has given last until they expire.`,
+		Long: `Forget a stored grant. Runs that go on keep what they have until they end, and renew
+their sessions; sessions that AWS has given last until they expire.`,
 		Example: `  agent grant revoke aws`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -299,49 +303,68 @@ they end, and sessions that AWS has given last until they expire.`,
 
 // loadGrant reads a grant, and says of an unknown one what there is and how to
 // make it.
-func (e *env) loadGrant(name string) (grant.AWS, error) {
-	a, err := e.grants().Load(name)
+func (e *env) loadGrant(name string) (grant.Grant, error) {
+	g, err := e.grants().Load(name)
 	if errors.Is(err, grant.ErrUnknown) {
-		return a, e.hintGrants(err)
+		return nil, e.hintGrants(err)
 	}
-	return a, grantHint(err)
+	return g, grantHint(err)
 }
 
 // hintGrants adds what grants there are to the error that one is unknown.
 func (e *env) hintGrants(err error) error {
-	const how = "make one with agent grant aws --role ARN --name NAME"
+	const how = "make one with agent grant aws --role ARN --name NAME, or agent grant http NAME"
 	grants, _ := e.grants().List() // those that can be read
 	if len(grants) == 0 {
 		return withHint(err, "there are no grants yet; %s", how)
 	}
 	names := make([]string, len(grants))
 	for i, g := range grants {
-		names[i] = g.Name
+		names[i] = g.GrantName()
 	}
 	return withHint(err, "there are: %s; %s", strings.Join(names, ", "), how)
 }
 
-func (e *env) printGrants(grants []grant.AWS) error {
+func (e *env) printGrants(grants []grant.Grant) error {
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tROLE\tREGION\tSESSION\tVERIFIED")
-	for _, a := range grants {
-		verified := "never"
-		if a.Verified != nil {
-			verified = a.Verified.At.UTC().Format(time.RFC3339)
+	fmt.Fprintln(table, "NAME\tKIND\tGIVES\tREGION\tSESSION\tVERIFIED")
+	for _, g := range grants {
+		switch g := g.(type) {
+		case grant.AWS:
+			verified := "never"
+			if g.Verified != nil {
+				verified = g.Verified.At.UTC().Format(time.RFC3339)
+			}
+			fmt.Fprintf(table, "%s\taws\t%s\t%s\t%s\t%s\n", g.Name, g.RoleARN, g.Region, short(g.SessionDuration), verified)
+		case grant.HTTP:
+			fmt.Fprintf(table, "%s\thttp\t%s for %s\t-\t-\t-\n", g.Name, g.Header, g.Address())
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", a.Name, a.RoleARN, a.Region, short(a.SessionDuration), verified)
 	}
 	return table.Flush()
 }
 
-func (e *env) printGrant(a grant.AWS) {
+func (e *env) printGrant(g grant.Grant) {
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	row := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(table, "%s\t%s\n", name, value)
 		}
 	}
-	row("name", a.Name)
+	row("name", g.GrantName())
+	switch g := g.(type) {
+	case grant.AWS:
+		rowsAWS(row, g)
+	case grant.HTTP:
+		row("kind", "http")
+		row("host", g.Address())
+		row("header", g.Header)
+		row("made", g.Made.UTC().Format(time.RFC3339))
+	}
+	_ = table.Flush() // stdout has no reader any more
+}
+
+func rowsAWS(row func(name, value string), a grant.AWS) {
+	row("kind", "aws")
 	row("role", a.RoleARN)
 	row("region", a.Region)
 	row("session duration", short(a.SessionDuration))
@@ -360,7 +383,6 @@ func (e *env) printGrant(a grant.AWS) {
 	} else {
 		row("verified", "never")
 	}
-	_ = table.Flush() // stdout has no reader any more
 }
 
 func (e *env) printJSON(v any) error {

@@ -24,8 +24,10 @@ const testRole = "arn:aws:iam::123456789012:role/AgentRole"
 // grantBench calls the program with a state folder of its own.
 type grantBench struct {
 	*testing.T
-	dir string
-	uid int
+	dir   string
+	uid   int
+	stdin *os.File
+	env   map[string]string
 }
 
 // newGrantBench also points the AWS SDK, which reads the process's own variables,
@@ -49,8 +51,11 @@ func (b *grantBench) run(args ...string) (code int, stdout, stderr string) {
 	b.Helper()
 	var out, errs bytes.Buffer
 	code = run(&env{
-		args: append([]string{"grant"}, args...), stdout: &out, stderr: &errs, dir: b.dir, uid: b.uid,
+		args: append([]string{"grant"}, args...), stdin: b.stdin, stdout: &out, stderr: &errs, dir: b.dir, uid: b.uid,
 		getenv: func(name string) string {
+			if value, ok := b.env[name]; ok {
+				return value
+			}
 			return map[string]string{"AGENTOPS_STATE_DIR": filepath.Join(b.dir, "state"), "AGENTOPS_RUN_DIR": filepath.Join(b.dir, "run")}[name]
 		},
 	})
@@ -88,6 +93,14 @@ func (b *grantBench) refused(message, hint string, args ...string) {
 
 func (b *grantBench) store() grant.Store {
 	return grant.Store{Dir: filepath.Join(b.dir, "state", "grants")}
+}
+
+func (b *grantBench) loadAWS(name string) (grant.AWS, error) {
+	g, err := b.store().Load(name)
+	if err != nil {
+		return grant.AWS{}, err
+	}
+	return g.(grant.AWS), nil
 }
 
 func (b *grantBench) write(name, content string) {
@@ -187,7 +200,7 @@ func TestGrantAWSRefused(t *testing.T) {
 	for _, test := range bad {
 		b.run(append([]string{"aws", "--no-verify"}, test.args...)...)
 	}
-	if a, err := b.store().Load("aws"); err != nil || a.ExternalID != "kept" {
+	if a, err := b.loadAWS("aws"); err != nil || a.ExternalID != "kept" {
 		t.Errorf("the old grant is %+v, %v", a, err)
 	}
 	if grants, err := b.store().List(); err != nil || len(grants) != 1 {
@@ -198,7 +211,7 @@ func TestGrantAWSRefused(t *testing.T) {
 func TestGrantNeedsRoot(t *testing.T) {
 	b := newGrantBench(t)
 	b.uid = 1000
-	for _, args := range [][]string{{"aws", "--role", testRole, "--no-verify"}, {"list"}, {"show", "aws"}, {"revoke", "aws"}} {
+	for _, args := range [][]string{{"aws", "--role", testRole, "--no-verify"}, {"http", "x"}, {"list"}, {"show", "aws"}, {"revoke", "aws"}} {
 		b.refused("agent grant "+args[0]+" needs root", "sudo agent grant "+args[0], args...)
 	}
 	if _, err := os.Stat(filepath.Join(b.dir, "state")); !errors.Is(err, fs.ErrNotExist) {
@@ -229,9 +242,9 @@ func TestGrantListShowRevoke(t *testing.T) {
 	b.ok("aws", "--role", testRole, "--no-verify", "--name", "two", "--external-id", "x2")
 	b.ok("aws", "--role", "arn:aws-cn:iam::123456789012:role/R", "--no-verify", "--name", "one", "--session-duration", "1h")
 	stdout, _ := b.ok("list")
-	want := "NAME  ROLE                                     REGION          SESSION  VERIFIED\n" +
-		"one   arn:aws-cn:iam::123456789012:role/R      cn-northwest-1  1h       never\n" +
-		"two   arn:aws:iam::123456789012:role/AgentRole  us-east-1       15m      never\n"
+	want := "NAME  KIND  GIVES                                     REGION          SESSION  VERIFIED\n" +
+		"one   aws   arn:aws-cn:iam::123456789012:role/R      cn-northwest-1  1h       never\n" +
+		"two   aws   arn:aws:iam::123456789012:role/AgentRole  us-east-1       15m      never\n"
 	if strings.Join(strings.Fields(stdout), " ") != strings.Join(strings.Fields(want), " ") {
 		t.Errorf("the table is\n%s", stdout)
 	}
@@ -333,7 +346,7 @@ func TestGrantAWSProves(t *testing.T) {
 			if !strings.Contains(warning, test.warning) || (warning != "") != (test.warning != "") {
 				t.Errorf("it warns %q, want %q", warning, test.warning)
 			}
-			a, err := b.store().Load("aws")
+			a, err := b.loadAWS("aws")
 			if err != nil || a.Verified == nil {
 				t.Fatalf("stored %+v, %v", a, err)
 			}
@@ -393,7 +406,7 @@ func TestGrantAWSNotProved(t *testing.T) {
 	b.ok("aws", "--role", testRole, "--no-verify", "--external-id", "kept")
 	b.aws(hostRole, awsstub.Config{Roles: []awsstub.Role{{ARN: testRole, MaxDuration: 2 * time.Hour}}})
 	b.refused("ValidationError", "caps sessions at 1 h (role chaining): lower --session-duration to 1h", "aws", "--role", testRole, "--session-duration", "2h")
-	if a, err := b.store().Load("aws"); err != nil || a.ExternalID != "kept" {
+	if a, err := b.loadAWS("aws"); err != nil || a.ExternalID != "kept" {
 		t.Errorf("the old grant is %+v, %v", a, err)
 	}
 }

@@ -45,7 +45,9 @@ type runSpec struct {
 	capAdd    []string
 	limits    audit.Limits
 	env       []string // given by the user: NAME or NAME=VALUE
-	grants    []grant.AWS
+	grants    []grant.Grant
+	roles     []grant.AWS  // of grants
+	headers   []mitm.Grant // likewise, opened
 	policy    policy.Policy
 	pins      []mitm.Pin
 	roots     func() *x509.CertPool // of upstreams
@@ -114,6 +116,9 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 		return nil, err
 	}
 	if err := s.resolveGrants(e, merged.Grants, host); err != nil {
+		return nil, err
+	}
+	if err := s.openHeaders(e); err != nil {
 		return nil, err
 	}
 	if err := s.resolveNetwork(merged.Network, host); err != nil {
@@ -264,7 +269,7 @@ func (s *runSpec) resolveGrants(e *env, names []string, host *hostPolicy) error 
 		if err := host.checkGrant(name); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(s.grants, func(g grant.AWS) bool { return g.Name == name }) {
+		if slices.ContainsFunc(s.grants, func(g grant.Grant) bool { return g.GrantName() == name }) {
 			continue
 		}
 		g, err := e.loadGrant(name)
@@ -272,6 +277,9 @@ func (s *runSpec) resolveGrants(e *env, names []string, host *hostPolicy) error 
 			return err
 		}
 		s.grants = append(s.grants, g)
+		if role, ok := g.(grant.AWS); ok {
+			s.roles = append(s.roles, role)
+		}
 	}
 	return nil
 }
@@ -290,7 +298,7 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 			return err
 		}
 		for _, rule := range rules {
-			s.policy.Allow = append(s.policy.Allow, rule.From("grant "+g.Name))
+			s.policy.Allow = append(s.policy.Allow, rule.From("grant "+g.GrantName()))
 		}
 	}
 	for _, text := range n.Passthrough {

@@ -12,7 +12,44 @@ import (
 // documentVersion is raised when older programs would read a grant wrongly.
 const documentVersion = 1
 
-// document is a grant as it is stored and printed.
+// parse reads a stored grant of any kind. It is not checked.
+func parse(content []byte) (Grant, error) {
+	var head head
+	if err := json.Unmarshal(content, &head); err != nil {
+		return nil, err
+	}
+	switch {
+	case head.Version != documentVersion:
+		return nil, fmt.Errorf("it is of version %d, this agent reads version %d", head.Version, documentVersion)
+	case head.Kind == kindAWS:
+		return parseAWS(content)
+	case head.Kind == kindHTTP:
+		return parseHTTP(content)
+	}
+	return nil, fmt.Errorf("it is of kind %q, this agent reads kinds %q and %q", head.Kind, kindAWS, kindHTTP)
+}
+
+// head is what the documents of all kinds have.
+type head struct {
+	Version int    `json:"version"`
+	Kind    string `json:"kind"`
+}
+
+// decode reads one document. Nothing unknown is passed over: it may be what
+// narrows the grant.
+func decode(content []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something after its end")
+	}
+	return nil
+}
+
+// document is an AWS grant as it is stored and printed.
 type document struct {
 	Version         int               `json:"version"`
 	Kind            string            `json:"kind"` // "aws"
@@ -37,7 +74,9 @@ type verifiedDocument struct {
 const kindAWS = "aws"
 
 // MarshalJSON implements json.Marshaler, in the form of the stored files.
-func (a AWS) MarshalJSON() ([]byte, error) {
+func (a AWS) MarshalJSON() ([]byte, error) { return json.Marshal(a.stored()) }
+
+func (a AWS) stored() any {
 	d := document{
 		Version:         documentVersion,
 		Kind:            kindAWS,
@@ -54,39 +93,19 @@ func (a AWS) MarshalJSON() ([]byte, error) {
 		at := v.At.UTC().Truncate(time.Second)
 		d.Verified = &verifiedDocument{Caller: v.Caller, AssumedRole: v.AssumedRole, Chained: v.Chained, At: at}
 	}
-	return json.Marshal(d)
+	return d
 }
 
-// UnmarshalJSON implements json.Unmarshaler. Nothing unknown is passed over: it
-// may be what narrows the grant. The result is not checked.
-func (a *AWS) UnmarshalJSON(content []byte) error {
-	var head struct {
-		Version int    `json:"version"`
-		Kind    string `json:"kind"`
-	}
-	if err := json.Unmarshal(content, &head); err != nil {
-		return err
-	}
-	if head.Version != documentVersion {
-		return fmt.Errorf("it is of version %d, this agent reads version %d", head.Version, documentVersion)
-	}
-	if head.Kind != kindAWS {
-		return fmt.Errorf("it is of kind %q, this agent reads kind %q", head.Kind, kindAWS)
-	}
+func parseAWS(content []byte) (a AWS, err error) {
 	var d document
-	decoder := json.NewDecoder(bytes.NewReader(content))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&d); err != nil {
-		return err
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("there is something after its end")
+	if err := decode(content, &d); err != nil {
+		return a, err
 	}
 	// Beyond this a Duration would wrap around, into the range even.
 	if d.DurationSeconds < 0 || d.DurationSeconds > int64(MaxDuration/time.Second) {
-		return fmt.Errorf("its session duration of %d s is out of range", d.DurationSeconds)
+		return a, fmt.Errorf("its session duration of %d s is out of range", d.DurationSeconds)
 	}
-	*a = AWS{
+	a = AWS{
 		Name:            d.Name,
 		RoleARN:         d.RoleARN,
 		Region:          d.Region,
@@ -99,5 +118,5 @@ func (a *AWS) UnmarshalJSON(content []byte) error {
 	if v := d.Verified; v != nil {
 		a.Verified = &Verified{Caller: v.Caller, AssumedRole: v.AssumedRole, Chained: v.Chained, At: v.At}
 	}
-	return nil
+	return a, nil
 }

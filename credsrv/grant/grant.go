@@ -1,5 +1,6 @@
-// Package grant keeps what a run may be granted: which AWS role it works with,
-// and how. A grant is configuration; there is no secret in it.
+// Package grant keeps what a run may be granted: an AWS role to work with, or a
+// header for its requests to one host. An AWS grant is configuration without a
+// secret; the value of a header is stored encrypted.
 package grant
 
 import (
@@ -32,6 +33,20 @@ const (
 	maxPolicyLength = 2048 // characters of the session policy and the policy ARNs
 	maxProfile      = 255
 )
+
+// Grant is what is stored under a name: an AWS or an HTTP. As JSON it is what may
+// be shown of it.
+type Grant interface {
+	json.Marshaler
+	// GrantName is the grant's name: [a-z0-9][a-z0-9._-]{0,31}.
+	GrantName() string
+	// Hosts are network rules for what the grant is of use with.
+	Hosts() []string
+	// Check reports the first thing that makes the grant unusable, as an *Error.
+	Check() error
+	// stored is its document in the store.
+	stored() any
+}
 
 // AWS is a role for runs to work with.
 type AWS struct {
@@ -81,11 +96,20 @@ func isName(name string) bool {
 	return made(name, lower+digits+"._-", 1, 32) && strings.Trim(name[:1], lower+digits) == ""
 }
 
+func checkName(name string) error {
+	if isName(name) {
+		return nil
+	}
+	return bad(fmt.Errorf("%q cannot be the name of a grant", name), "write 1 to 32 of a-z 0-9 . _ -, a letter or digit first")
+}
+
+// GrantName implements Grant.
+func (a AWS) GrantName() string { return a.Name }
+
 // Check reports the first thing that makes a grant unusable, as an *Error.
 func (a AWS) Check() error {
-	if !isName(a.Name) {
-		return bad(fmt.Errorf("%q cannot be the name of a grant", a.Name),
-			"write 1 to 32 of a-z 0-9 . _ -, a letter or digit first")
+	if err := checkName(a.Name); err != nil {
+		return err
 	}
 	if a.Name == "default" {
 		return bad(errors.New(`a grant cannot have the name "default"`), "AWS's default profile is that of a run's first grant; write another name")

@@ -31,16 +31,16 @@ func (s Store) aside(name string) string { return filepath.Join(s.Dir, "."+name+
 
 // Save stores a grant, in place of another of its name. When it fails, that one
 // is as it was.
-func (s Store) Save(a AWS) error {
-	if err := a.Check(); err != nil {
+func (s Store) Save(g Grant) error {
+	if err := g.Check(); err != nil {
 		return err
 	}
-	content, err := json.MarshalIndent(a, "", "  ")
+	content, err := json.MarshalIndent(g.stored(), "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := s.save(a.Name, append(content, '\n')); err != nil {
-		return fmt.Errorf("store grant %q: %w", a.Name, err)
+	if err := s.save(g.GrantName(), append(content, '\n')); err != nil {
+		return fmt.Errorf("store grant %q: %w", g.GrantName(), err)
 	}
 	return nil
 }
@@ -127,31 +127,31 @@ func unknown(name string) error { return fmt.Errorf("grant %q: %w", name, ErrUnk
 
 // Load reads a grant and checks it. The error is ErrUnknown when there is none of
 // this name.
-func (s Store) Load(name string) (AWS, error) {
+func (s Store) Load(name string) (Grant, error) {
 	if !isName(name) {
-		return AWS{}, unknown(name)
+		return nil, unknown(name)
 	}
 	content, err := readFile(s.path(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return AWS{}, unknown(name)
+		return nil, unknown(name)
 	}
-	var a AWS
+	var g Grant
 	if err == nil {
-		err = json.Unmarshal(content, &a)
+		g, err = parse(content)
 	}
-	if err == nil && a.Name != name {
-		err = fmt.Errorf("the name in it is %q", a.Name)
+	if err == nil && g.GrantName() != name {
+		err = fmt.Errorf("the name in it is %q", g.GrantName())
 	}
 	if err == nil {
-		err = a.Check()
+		err = g.Check()
 	}
 	if err != nil {
-		return AWS{}, &Error{
+		return nil, &Error{
 			Err:  fmt.Errorf("read grant %q from %s: %w", name, s.path(name), err),
-			Hint: fmt.Sprintf("make it anew: agent grant aws --name %s --role ARN, or take it away: agent grant revoke %[1]s", name),
+			Hint: fmt.Sprintf("make it anew with agent grant aws or agent grant http, or take it away: agent grant revoke %s", name),
 		}
 	}
-	return a, nil
+	return g, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -167,7 +167,7 @@ func readFile(path string) ([]byte, error) {
 
 // List reads all grants, by name. Those that cannot be read are told of in the
 // error; the others are returned with it.
-func (s Store) List() ([]AWS, error) {
+func (s Store) List() ([]Grant, error) {
 	entries, err := os.ReadDir(s.Dir) // sorted
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -175,20 +175,20 @@ func (s Store) List() ([]AWS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the grants: %w", err)
 	}
-	var grants []AWS
+	var grants []Grant
 	var errs []error
 	for _, entry := range entries {
 		name, ok := strings.CutSuffix(entry.Name(), suffix)
 		if !ok {
 			continue
 		}
-		a, err := s.Load(name)
+		g, err := s.Load(name)
 		switch {
 		case errors.Is(err, ErrUnknown): // taken away since, or what was left aside
 		case err != nil:
 			errs = append(errs, err)
 		default:
-			grants = append(grants, a)
+			grants = append(grants, g)
 		}
 	}
 	return grants, errors.Join(errs...)

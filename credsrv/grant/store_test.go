@@ -36,6 +36,15 @@ func save(t *testing.T, s Store, a AWS) {
 	}
 }
 
+// load reads an AWS grant back.
+func load(s Store, name string) (AWS, error) {
+	g, err := s.Load(name)
+	if err != nil {
+		return AWS{}, err
+	}
+	return g.(AWS), nil
+}
+
 func full(t *testing.T) AWS {
 	return newGrant(t, AWS{
 		Name: "deploy", RoleARN: "arn:aws-cn:iam::123456789012:role/a:b/R", Region: "cn-north-1", SessionDuration: 90 * time.Minute,
@@ -51,7 +60,7 @@ func TestStoreKeeps(t *testing.T) {
 	}
 	for _, want := range []AWS{full(t), newGrant(t, AWS{})} {
 		save(t, s, want)
-		got, err := s.Load(want.Name)
+		got, err := load(s, want.Name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,11 +69,11 @@ func TestStoreKeeps(t *testing.T) {
 		}
 	}
 	grants, err := s.List()
-	if err != nil || len(grants) != 2 || grants[0].Name != "aws" || grants[1].Name != "deploy" {
+	if err != nil || len(grants) != 2 || grants[0].GrantName() != "aws" || grants[1].GrantName() != "deploy" {
 		t.Errorf("listed %v, %v", grants, err)
 	}
 	save(t, s, newGrant(t, AWS{Name: "deploy"}))
-	if got, err := s.Load("deploy"); err != nil || got.RoleARN != roleARN || got.Verified != nil {
+	if got, err := load(s, "deploy"); err != nil || got.RoleARN != roleARN || got.Verified != nil {
 		t.Errorf("replaced: %+v, %v", got, err)
 	}
 	if err := s.Remove("deploy"); err != nil {
@@ -184,7 +193,7 @@ func TestStoreDamaged(t *testing.T) {
 				t.Errorf("%q does not name the file", err)
 			}
 			grants, err := s.List()
-			if len(grants) != 1 || grants[0].Name != "aws" {
+			if len(grants) != 1 || grants[0].GrantName() != "aws" {
 				t.Errorf("of the others it lists %v", grants)
 			}
 			wantError(t, err, test.message, "agent grant revoke bad")
@@ -231,7 +240,7 @@ func TestStoreLeftovers(t *testing.T) {
 	}
 	save(t, s, newGrant(t, AWS{Region: "us-west-2"}))
 	wantNames(t, s, "README", "aws.json")
-	if got, err := s.Load("aws"); err != nil || got.Region != "us-west-2" {
+	if got, err := load(s, "aws"); err != nil || got.Region != "us-west-2" {
 		t.Errorf("loaded %+v, %v", got, err)
 	}
 }
@@ -302,7 +311,7 @@ func TestStoreUnwritable(t *testing.T) {
 				if err := s.Save(large); !errors.Is(err, test.want) || !strings.Contains(err.Error(), `store grant "aws"`) {
 					t.Errorf("error is %v, want %v", err, test.want)
 				}
-				if got, err := s.Load("aws"); err != nil || !reflect.DeepEqual(got, small) {
+				if got, err := load(s, "aws"); err != nil || !reflect.DeepEqual(got, small) {
 					t.Errorf("after it: %+v, %v", got, err)
 				}
 				if _, err := os.Stat(s.aside("aws")); !errors.Is(err, fs.ErrNotExist) {
@@ -348,7 +357,7 @@ func TestStoreParallel(t *testing.T) {
 				if err := s.Save(a); err != nil {
 					t.Error(err)
 				}
-				got, err := s.Load("aws")
+				got, err := load(s, "aws")
 				if err != nil || !strings.Contains(got.SessionPolicy, strings.Repeat(got.Region, 100)) {
 					t.Errorf("loaded %+v, %v", got, err)
 				}
