@@ -142,6 +142,9 @@ func (x *exchange) identify() *refusal {
 	f, r := x.flow, x.request
 	x.host = f.host()
 	defer func() { x.url = x.makeURL() }()
+	if r.Method == "PRI" { // the library gives such to the handler
+		return &refusal{reason: policy.Malformed, detail: "half a preface of HTTP/2"}
+	}
 	if r.Method == http.MethodConnect {
 		return &refusal{reason: policy.Malformed, detail: "CONNECT: there is no proxy to talk to; connect to the host itself"}
 	}
@@ -165,6 +168,13 @@ func (x *exchange) identify() *refusal {
 		}
 	}
 	path, _, _ := strings.Cut(target(r), "?")
+	if !strings.HasPrefix(path, "/") && path != "*" {
+		return &refusal{reason: policy.Malformed, detail: "the request is for no path"}
+	}
+	if strings.HasPrefix(path, "//") && path != r.URL.EscapedPath() {
+		// The library would send it in another spelling: see rewrite.
+		return &refusal{reason: policy.Malformed, detail: "the path begins with two slashes, and has characters in it that are to be escaped"}
+	}
 	for _, method := range methods(r) {
 		refused := f.judge(policy.Target{Host: x.host, Protocol: policy.HTTP, Method: method, Path: path})
 		if refused != nil {
@@ -198,7 +208,11 @@ func (x *exchange) makeURL() string {
 	if port := strconv.Itoa(int(x.flow.destination.Port())); port != standard {
 		host += ":" + port
 	}
-	return redactURL(scheme + "://" + host + target(x.request))
+	path := target(x.request)
+	if !strings.HasPrefix(path, "/") && path != "*" {
+		path = "" // it would be read as a part of the host
+	}
+	return redactURL(scheme + "://" + host + path)
 }
 
 // target is a request's path and query, byte for byte as the client wrote them.

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"agentops/audit"
@@ -120,7 +121,21 @@ type bench struct {
 	names    *resolver.Names
 	roots    *x509.CertPool // what a client inside trusts
 	trusted  *x509.CertPool // upstream
-	stop     func()         // ends the proxy and waits
+	proxy    *Proxy
+	panics   *panics
+	late     []request // recorded, and not seen by the upstream so far
+	stop     func()    // ends the proxy and waits
+}
+
+// panics looks in the log for what net/http says of handlers that have panicked.
+type panics struct{ found atomic.Value }
+
+// Write implements io.Writer.
+func (p *panics) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("panic serving")) {
+		p.found.Store(string(line))
+	}
+	return len(line), nil
 }
 
 type benchConfig struct {
@@ -162,13 +177,16 @@ func newBench(t testing.TB, c benchConfig) *bench {
 		pins = append(pins, pin)
 	}
 	log := logrus.New()
-	log.SetOutput(io.Discard)
+	b.panics = &panics{}
+	log.SetOutput(b.panics)
+	log.SetLevel(logrus.DebugLevel)
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
 		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Grants: c.grants,
 	})
+	b.proxy = p
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Serve(ctx, b.listener) }()
@@ -176,6 +194,9 @@ func newBench(t testing.TB, c benchConfig) *bench {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
+		}
+		if found := b.panics.found.Load(); found != nil {
+			t.Error(found)
 		}
 	})
 	t.Cleanup(b.stop)

@@ -17,7 +17,7 @@ import (
 	"agentops/mitm/policy"
 )
 
-func parsed(t *testing.T, texts ...string) []policy.Rule {
+func parsed(t testing.TB, texts ...string) []policy.Rule {
 	t.Helper()
 	rules, err := policy.ParseRules(texts)
 	if err != nil {

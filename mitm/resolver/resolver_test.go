@@ -211,12 +211,27 @@ func TestNamesRunOut(t *testing.T) {
 }
 
 func FuzzAnswer(f *testing.F) {
-	packet, err := new(dns.Msg).SetQuestion("example.com.", dns.TypeA).Pack()
-	if err != nil {
-		f.Fatal(err)
+	for _, q := range []dns.Question{
+		{Name: "example.com.", Qtype: dns.TypeA, Qclass: dns.ClassINET}, {Name: "EXAMPLE.com.", Qtype: dns.TypeAAAA, Qclass: dns.ClassINET},
+		{Name: "1.0.18.198.in-addr.arpa.", Qtype: dns.TypePTR, Qclass: dns.ClassINET}, {Name: "a.example.com.", Qtype: dns.TypeHTTPS, Qclass: dns.ClassINET},
+		{Name: "version.bind.", Qtype: dns.TypeTXT, Qclass: dns.ClassCHAOS}, {Name: ".", Qtype: dns.TypeANY, Qclass: dns.ClassINET},
+		{Name: `a\000b\.c.example.com.`, Qtype: dns.TypeA, Qclass: dns.ClassINET}, {Name: "127.1.", Qtype: 65535, Qclass: dns.ClassINET},
+	} {
+		for _, change := range []func(*dns.Msg){
+			func(*dns.Msg) {}, func(m *dns.Msg) { m.SetEdns0(512, true) }, func(m *dns.Msg) { m.Response = true }, func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate },
+			func(m *dns.Msg) { m.Question = append(m.Question, m.Question...) }, func(m *dns.Msg) { m.Question = nil },
+		} {
+			m := &dns.Msg{MsgHdr: dns.MsgHdr{Id: 1, RecursionDesired: true}, Question: []dns.Question{q}}
+			change(m)
+			packet, err := m.Pack()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(packet)
+		}
 	}
-	f.Add(packet)
 	f.Add([]byte{})
+	f.Add([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01")) // a name that is itself
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	f.Fuzz(func(t *testing.T, packet []byte) {
