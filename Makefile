@@ -13,6 +13,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -linkmode external -extldflags -stat
 
 GOLANGCI_LINT := v2.15.0
 CLANG := 14
+H2SPEC := v2.2.1+incompatible
 
 # What the build needs beside Go and gcc.
 BUILD_PACKAGES := libseccomp-dev pkg-config
@@ -50,6 +51,14 @@ test: deps agent bin/awsstub
 bench: agent
 	test/install.sh $(BENCH_PACKAGES)
 	go test -tags $(TAGS) -p 1 -run '^$$' -bench . -benchtime 20x ./...
+
+# Public suites against the proxy; docs/conformance.md has the scores.
+.PHONY: conformance
+conformance: bin/h2spec | build-deps
+	go test -tags $(TAGS),conformance -count=1 -v -run '^TestConformance$$' ./mitm
+
+bin/h2spec:
+	GOBIN=$(CURDIR)/bin go install github.com/summerwind/h2spec/cmd/h2spec@$(H2SPEC)
 
 .PHONY: generate
 generate:
