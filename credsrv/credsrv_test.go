@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -398,7 +399,8 @@ func TestWhyThereAreNoneIsToldToTheHost(t *testing.T) {
 	log.SetOutput(&said)
 	s.config.Log = log
 	s.change(func(c *Credentials) { c.Expiration = time.Now() })
-	stub.Fail(awsstub.Failure{Code: "AccessDenied", Message: "not for " + hostUser})
+	// The server's own renewal and the program's question, each with the SDK's tries.
+	stub.Fail(slices.Repeat([]awsstub.Failure{{Code: "AccessDenied", Message: "not for " + hostUser}}, 20)...)
 	server, address := serve(t, s, rec)
 	res, document := get(t, "http://"+address+"/v1/process/aws", string(server.Token()), "")
 	if told := fmt.Sprint(document, res.Header); res.StatusCode != 503 || strings.Contains(told, hostUser) || strings.Contains(told, "AccessDenied") {

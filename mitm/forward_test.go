@@ -137,21 +137,17 @@ func TestWhatIsForwardedIsWhatIsRecorded(t *testing.T) {
 func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 	w := newWitness(t)
 	b := newBench(t, benchConfig{pins: []string{"*=" + w.Addr().String()}})
-	for _, c := range []struct{ first, url string }{
-		{"GET http:a HTTP/1.1", "http://www.example.com"},
-		{"GET //a/<b> HTTP/1.1", "http://www.example.com//a/<b>"},
-		{"PRI * HTTP/2.0", "http://www.example.com*"},
-	} {
-		message := c.first + "\r\nHost: www.example.com\r\n\r\n"
-		if strings.HasPrefix(c.first, "PRI") {
-			message = c.first + "\r\n\r\n000000"
+	for _, first := range []string{"GET http:a HTTP/1.1", "GET //a/<b> HTTP/1.1", "PRI * HTTP/2.0"} {
+		message := first + "\r\nHost: www.example.com\r\n\r\n"
+		if strings.HasPrefix(first, "PRI") {
+			message = first + "\r\n\r\n000000"
 		}
 		forwarded, err := b.exchange(t, w, []byte(message))
 		if len(forwarded) > 0 || err != nil || len(events[audit.HTTPRequest](b.recorder)) > 0 {
 			t.Errorf("%q: the upstream got %q, %v", message, forwarded, err)
 		}
 		refused := events[audit.Refused](b.recorder)
-		if len(refused) != 1 || refused[0].Reason != "malformed" || refused[0].URL != c.url {
+		if len(refused) != 1 || refused[0].Reason != "malformed" {
 			t.Errorf("%q: recorded %+v", message, refused)
 		}
 	}

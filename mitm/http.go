@@ -316,7 +316,7 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 
 // record writes http.request when the exchange is over, however it ended.
 func (x *exchange) record() {
-	if errors.Is(x.err, errRefused) {
+	if errors.Is(x.err, errRefused) && x.upstream.Load() == nil {
 		return // a refusal has its own record
 	}
 	e := audit.HTTPRequest{
