@@ -36,6 +36,7 @@ type flow struct {
 	sealed    bool // its TLS is not opened
 	http1     *strictConn
 
+	full        bool        // there are too many, it is reset
 	refusal     *refusal    // what the whole flow is refused for
 	refused     atomic.Bool // a refusal is in the journal
 	unreachable error       // why the upstream could not be asked what it speaks
@@ -57,6 +58,10 @@ type refusal struct {
 
 // serve finds out what is spoken and hands the flow to who speaks it.
 func (f *flow) serve(ctx context.Context) {
+	if f.full {
+		f.reset()
+		return
+	}
 	if f.synthetic && f.name == "" {
 		f.refusal = &refusal{reason: policy.Address, detail: "the address belongs to no name: it was not given by this run's resolver"}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,7 +68,7 @@ func grpcUpstream(t *testing.T, options ...grpc.ServerOption) string {
 		replies := []string{strings.Join(all, " ")}
 		switch method {
 		case "/s/server":
-			replies = append(all, all...)
+			replies = slices.Concat(all, all)
 		case "/s/bidi":
 			return status.Error(codes.Aborted, "enough")
 		}

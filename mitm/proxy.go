@@ -4,6 +4,7 @@
 package mitm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -42,10 +43,17 @@ type Config struct {
 	Log       logrus.FieldLogger
 	Grants    []Grant
 
+	// MaxFlows is how many may be open at once; those beyond are refused. 0:
+	// DefaultFlows.
+	MaxFlows int
+
 	// Owner names the process that has made a connection, which has just been
 	// accepted; nil: not known.
 	Owner func(source, destination netip.AddrPort) *audit.Process
 }
+
+// DefaultFlows is how many flows a run may have open at once.
+const DefaultFlows = 10_000
 
 // Proxy serves the connections of one run.
 type Proxy struct {
@@ -160,6 +168,10 @@ func (p *Proxy) newFlow(conn net.Conn) *flow {
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil
+	}
+	if most := cmp.Or(p.config.MaxFlows, DefaultFlows); len(p.flows) >= most {
+		f.full = true
+		f.refusal = &refusal{reason: policy.Limit, detail: fmt.Sprintf("the run has %d connections open already", most)}
 	}
 	p.flows[f] = struct{}{}
 	p.open.Add(1)

@@ -144,6 +144,7 @@ type benchConfig struct {
 	upstream *httptest.Server // pinned to every name, and trusted
 	process  *audit.Process   // that has made every connection
 	grants   []Grant
+	flows    int // at most
 }
 
 func newBench(t testing.TB, c benchConfig) *bench {
@@ -182,7 +183,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 	log.SetLevel(logrus.DebugLevel)
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
-		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log,
+		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, MaxFlows: c.flows,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Grants: c.grants,
 	})
@@ -564,5 +565,82 @@ func TestTLSFailuresOfBothSides(t *testing.T) {
 	}
 	if !strings.Contains(sides["upstream"], "unknown authority") || !strings.Contains(sides["client"], "does not trust") {
 		t.Errorf("recorded %q", sides)
+	}
+}
+
+// At the limit others go on, and a new flow is refused with a record.
+func TestTooManyFlowsAreRefused(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: plain(t, echo), flows: 2})
+	clients := []*http.Client{b.client(), b.client()}
+	for _, client := range clients {
+		b.get(client, "http://www.example.com/")
+	}
+	conn := b.dial("www.example.com:80")
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("read: %v, want a reset", err)
+	}
+	await[audit.FlowClose](t, b.recorder, 1)
+	if refused := events[audit.Refused](b.recorder); len(refused) != 1 || refused[0].Reason != "limit" || refused[0].Flow != 3 {
+		t.Errorf("recorded %+v", refused)
+	}
+	b.get(clients[0], "http://www.example.com/")
+	clients[1].CloseIdleConnections()
+	await[audit.FlowClose](t, b.recorder, 2)
+	b.get(b.client(), "http://www.example.com/")
+}
+
+// Every protocol with a greeting passes in strict by its rule, to the byte.
+func TestServersThatGreetPassByTheirRule(t *testing.T) {
+	for port, greeting := range map[string]string{"22": "SSH-2.0-x\r\n", "25": "220 x\r\n", "3306": "\x4a\x00\x00\x00\x0a8.0\x00", "7000": "hi\n"} {
+		rules, err := policy.ParseRules([]string{"tcp:db.example.com:" + port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := tcpServer(t, func(conn net.Conn) {
+			io.WriteString(conn, greeting)
+			io.Copy(conn, conn)
+		})
+		b := newBench(t, benchConfig{pins: []string{"*=" + address}, policy: policy.Policy{Mode: policy.Strict, Allow: rules}})
+		conn := b.dial("db.example.com:" + port)
+		got := make([]byte, len(greeting))
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != greeting {
+			t.Errorf("port %s: %q, %v", port, got, err)
+		}
+		// What follows may look like anything, as MySQL's TLS does.
+		io.WriteString(conn, "\x16\x03\x01GET / HTTP/1.1\r\n")
+		conn.CloseWrite()
+		if rest, err := io.ReadAll(conn); err != nil || string(rest) != "\x16\x03\x01GET / HTTP/1.1\r\n" {
+			t.Errorf("port %s: %q, %v", port, rest, err)
+		}
+		b.stop()
+		if opens := events[audit.FlowOpen](b.recorder); len(opens) != 1 || opens[0].Protocol != "opaque" {
+			t.Errorf("port %s: %+v", port, opens)
+		}
+	}
+}
+
+// PostgreSQL's own TLS begins behind an exchange in the clear, which makes it opaque.
+func TestPostgreSQLPassesByItsRule(t *testing.T) {
+	const request, yes = "\x00\x00\x00\x08\x04\xd2\x16\x2f", "S"
+	rules, err := policy.ParseRules([]string{"tcp:db.example.com:5432"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := tcpServer(t, func(conn net.Conn) {
+		if _, err := io.ReadFull(conn, make([]byte, len(request))); err == nil {
+			io.WriteString(conn, yes)
+			io.Copy(conn, conn)
+		}
+	})
+	b := newBench(t, benchConfig{pins: []string{"*=" + address}, policy: policy.Policy{Mode: policy.Strict, Allow: rules}})
+	conn := b.dial("db.example.com:5432")
+	io.WriteString(conn, request)
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conn, "\x16\x03\x01")
+	conn.CloseWrite()
+	if rest, err := io.ReadAll(conn); err != nil || string(rest) != "\x16\x03\x01" {
+		t.Errorf("got %q, %v", rest, err)
 	}
 }

@@ -27,16 +27,23 @@ const (
 	maxMethod        = 20 // bytes; the longest registered one has 17
 )
 
+// serverFirst are the ports of protocols in which the server speaks first, for
+// which no client need be waited: FTP, SSH, telnet, SMTP, POP3, IMAP, MySQL, VNC.
+var serverFirst = map[uint16]bool{21: true, 22: true, 23: true, 25: true, 110: true, 143: true, 587: true, 3306: true, 5900: true}
+
 // errSilent is returned for a client that says nothing.
 var errSilent = errors.New("the client said nothing")
 
 // silence is how long the flow's client may take to speak. Where an opaque flow
 // will not be had anyway, there is no server to wait for.
 func (f *flow) silence() time.Duration {
-	if f.mayBeOpaque() {
-		return silentAfter
+	switch {
+	case !f.mayBeOpaque():
+		return handshakeTimeout
+	case serverFirst[f.destination.Port()]:
+		return 0
 	}
-	return handshakeTimeout
+	return silentAfter
 }
 
 // mayBeOpaque reports whether the flow may go on whatever it speaks.

@@ -69,6 +69,15 @@ func TestTheHostPolicyBoundsPassthrough(t *testing.T) {
 	}
 }
 
+func TestMaxFlowsIsBounded(t *testing.T) {
+	for n, good := range map[int]bool{-1: false, 0: true, 1: true, maxFlows: true, maxFlows + 1: false} {
+		spec := &runSpec{}
+		if err := spec.resolveNetwork(networkSettings{MaxFlows: n}, nil); (err == nil) != good || good && spec.maxFlows != n {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
+
 // The file binds every run, so it must be root's to write and to take away.
 func TestTheHostPolicyIsRootsAlone(t *testing.T) {
 	if os.Geteuid() != 0 {

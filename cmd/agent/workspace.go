@@ -47,6 +47,7 @@ type networkSettings struct {
 	Resolve []string      `yaml:"resolve"` // NAME=IP[:PORT]
 	// HOST[:PORTS], whose TLS is not opened
 	Passthrough []string `yaml:"passthrough"`
+	MaxFlows    int      `yaml:"max_flows"` // open at once; 0: mitm.DefaultFlows
 
 	source string // where Policy is set
 }
@@ -97,7 +98,7 @@ var (
 	settingsKeys = append([]string{
 		"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
 		"memory", "cpus", "pids", "open_files",
-		"policy", "allow", "deny", "resolve", "passthrough",
+		"policy", "allow", "deny", "resolve", "passthrough", "max_flows",
 	}, ruleKeys...)
 )
 

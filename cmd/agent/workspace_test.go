@@ -11,7 +11,7 @@ import (
 func TestReadSettings(t *testing.T) {
 	for name, c := range map[string]struct{ content, err, hint string }{
 		"empty":       {"", "", ""},
-		"all":         {"name: x\ngrants: [a]\ncommand: [b]\nenv: [C=d]\nmounts: ['./e:/f:ro']\nrootfs: g\ncap_add: [k]\nlimits: {memory: 1g, cpus: 0.5, pids: 7, open_files: 8}\nnetwork:\n  policy: strict\n  allow: [h]\n  deny: [i]\n  resolve: ['j=127.0.0.1']\n  passthrough: [k]\n", "", ""},
+		"all":         {"name: x\ngrants: [a]\ncommand: [b]\nenv: [C=d]\nmounts: ['./e:/f:ro']\nrootfs: g\ncap_add: [k]\nlimits: {memory: 1g, cpus: 0.5, pids: 7, open_files: 8}\nnetwork:\n  policy: strict\n  allow: [h]\n  deny: [i]\n  resolve: ['j=127.0.0.1']\n  passthrough: [k]\n  max_flows: 9\n", "", ""},
 		"misspelt":    {"name: x\ngrant: [a]\n", `agent.yaml:2: unknown field "grant"`, `"grants"`},
 		"nested":      {"network:\n  alow: [a]\n", `agent.yaml:2: unknown field "alow"`, `"allow"`},
 		"wrong type":  {"grants: {a: b}\n", "agent.yaml:1: ", ""},

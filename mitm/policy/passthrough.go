@@ -28,7 +28,7 @@ func (p *Policy) PassesThrough(host string, port uint16) bool {
 
 // Within reports whether all hosts and ports of the rule are of another as well.
 func (r Rule) Within(other Rule) bool {
-	hosts := false
+	var hosts bool
 	switch {
 	case other.any:
 		hosts = true

@@ -83,6 +83,7 @@ const (
 	Fronting   Reason = "fronting"    // the names of one request disagree
 	Malformed  Reason = "malformed"   // no valid name or request
 	Exposed    Reason = "exposed"     // a secret that is granted for it would not stay one
+	Limit      Reason = "limit"       // there are too many at once
 )
 
 // Verdict is a decision and its grounds.
