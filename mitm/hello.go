@@ -35,7 +35,13 @@ func readHello(conn *bufferedConn) (*tls.ClientHelloInfo, *bufferedConn, error) 
 			return nil, errHello
 		},
 	}).Handshake()
-	again := &bufferedConn{closeWriter: conn.closeWriter, flow: conn.flow, reader: bufio.NewReader(io.MultiReader(&seen, conn.reader))}
+	rest, err := conn.reader.Peek(conn.reader.Buffered())
+	if err != nil {
+		return nil, nil, err
+	}
+	// What is in the way of a connection that may be idle for long is small.
+	reader := bufio.NewReaderSize(io.MultiReader(&seen, bytes.NewReader(rest), conn.closeWriter), 16)
+	again := &bufferedConn{closeWriter: conn.closeWriter, flow: conn.flow, reader: reader}
 	return hello, again, conn.SetReadDeadline(time.Time{})
 }
 
