@@ -137,11 +137,11 @@ func TestWhatIsForwardedIsWhatIsRecorded(t *testing.T) {
 func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 	w := newWitness(t)
 	b := newBench(t, benchConfig{pins: []string{"*=" + w.Addr().String()}})
-	for _, first := range []string{"GET http:a HTTP/1.1", "GET //a/<b> HTTP/1.1", "PRI * HTTP/2.0"} {
-		message := first + "\r\nHost: www.example.com\r\n\r\n"
-		if strings.HasPrefix(first, "PRI") {
-			message = first + "\r\n\r\n000000"
-		}
+	for _, message := range []string{
+		"GET http:a HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+		"GET //a/<b> HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\n000000",
+	} {
 		forwarded, err := b.exchange(t, w, []byte(message))
 		if len(forwarded) > 0 || err != nil || len(events[audit.HTTPRequest](b.recorder)) > 0 {
 			t.Errorf("%q: the upstream got %q, %v", message, forwarded, err)
@@ -150,6 +150,31 @@ func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 		if len(refused) != 1 || refused[0].Reason != "malformed" {
 			t.Errorf("%q: recorded %+v", message, refused)
 		}
+	}
+}
+
+// What is found to be malformed when its head is at the upstream is in the record as a
+// request as well: a bad chunk at the end hides nothing.
+func TestARequestWithABrokenBodyIsRecorded(t *testing.T) {
+	w := newWitness(t)
+	b := newBench(t, benchConfig{pins: []string{"*=" + w.Addr().String()}})
+	b.recorder.forget()
+	conn := b.dial("www.example.com:80")
+	io.WriteString(conn, "POST /hidden HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nhidden\r\n")
+	w.await(t)
+	io.WriteString(conn, "no chunk\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != http.StatusBadRequest {
+		t.Fatalf("answered is %+v, %v", res, err)
+	}
+	conn.Close()
+	b.settle(t)
+	requests := events[audit.HTTPRequest](b.recorder)
+	if len(requests) != 1 || requests[0].URL != "http://www.example.com/hidden" || requests[0].BytesSent != 6 || requests[0].Status != 400 || requests[0].Upstream == "" || !strings.HasPrefix(requests[0].Error, "refused: ") {
+		t.Errorf("recorded is %+v", requests)
+	}
+	if refused := events[audit.Refused](b.recorder); len(refused) != 1 {
+		t.Errorf("recorded is %+v", refused)
 	}
 }
 
@@ -222,11 +247,14 @@ func TestWhatIsForwardedIsWhatIsRecordedInHTTP2(t *testing.T) {
 			{Name: ":method", Value: o.method()}, {Name: ":scheme", Value: o.mostly("http", "https", "x y", "")},
 			{Name: ":path", Value: o.target()}, {Name: ":authority", Value: o.host()},
 		}
-		if o.IntN(6) == 0 {
-			fields = append(fields[:o.IntN(4)], fields[o.IntN(4):]...) // absent, twice
-		}
 		if o.IntN(4) == 0 {
 			fields = append(fields, hpack.HeaderField{Name: o.one("host", "Host", "x-a", "connection", "transfer-encoding", "content-length", "x\r\ny", ":path", ":protocol"), Value: o.one("www.example.com", "evil.test", "5", "chunked", "a\r\nb", "")})
+		}
+		if fields[0].Value == "OPTIONS" && fields[2].Value == "*" {
+			continue // which the upstream's library answers by itself
+		}
+		if o.IntN(6) == 0 {
+			fields = append(fields[:o.IntN(4)], fields[o.IntN(4):]...) // absent, twice
 		}
 		b.sendHTTP2(t, fields)
 		b.settle(t)

@@ -25,12 +25,12 @@ func helloOf(f *testing.F, config *tls.Config) []byte {
 	if _, err := io.ReadFull(ours, head); err != nil {
 		f.Fatal(err)
 	}
-	hello := append(head, make([]byte, binary.BigEndian.Uint16(head[3:]))...)
-	if _, err := io.ReadFull(ours, hello[5:]); err != nil {
+	hello := make([]byte, binary.BigEndian.Uint16(head[3:]))
+	if _, err := io.ReadFull(ours, hello); err != nil {
 		f.Fatal(err)
 	}
 	ours.Close()
-	return hello
+	return append(head, hello...)
 }
 
 // fragmented is a hello in records of n bytes each.

@@ -81,6 +81,7 @@ type exchange struct {
 	received atomic.Int64
 	status   int
 	streamed bool // nobody knows how long the response is
+	empty    bool // the response has no body
 	err      error
 	granted  []string // the grants whose headers were put on it
 }
@@ -142,9 +143,6 @@ func (x *exchange) identify() *refusal {
 	f, r := x.flow, x.request
 	x.host = f.host()
 	defer func() { x.url = x.makeURL() }()
-	if r.Method == "PRI" { // the library gives such to the handler
-		return &refusal{reason: policy.Malformed, detail: "half a preface of HTTP/2"}
-	}
 	if r.Method == http.MethodConnect {
 		return &refusal{reason: policy.Malformed, detail: "CONNECT: there is no proxy to talk to; connect to the host itself"}
 	}
@@ -271,7 +269,7 @@ func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func countResponse(res *http.Response) error {
 	x := exchangeOf(res.Request.Context())
-	x.status, x.streamed = res.StatusCode, res.ContentLength < 0
+	x.status, x.streamed, x.empty = res.StatusCode, res.ContentLength < 0, res.ContentLength == 0
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		wanted, got := res.Request.Header.Get("Upgrade"), res.Header.Get("Upgrade")
 		upstream, ok := res.Body.(upgraded)
@@ -316,8 +314,9 @@ func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
 
 // record writes http.request when the exchange is over, however it ended.
 func (x *exchange) record() {
-	if errors.Is(x.err, errRefused) && x.upstream.Load() == nil {
-		return // a refusal has its own record
+	upstream, _ := x.upstream.Load().(string)
+	if errors.Is(x.err, errRefused) && upstream == "" {
+		return // a refusal has its own record, and nothing went out
 	}
 	e := audit.HTTPRequest{
 		Flow:          x.flow.id,
@@ -329,8 +328,9 @@ func (x *exchange) record() {
 		BytesReceived: x.received.Load(),
 		DurationMS:    time.Since(x.began).Milliseconds(),
 		UserAgent:     clip(x.request.UserAgent(), 256),
+		Upstream:      upstream,
 	}
-	if e.Upstream, _ = x.upstream.Load().(string); e.Upstream != "" {
+	if upstream != "" {
 		e.Grants = x.granted
 	}
 	if x.err != nil {
@@ -366,6 +366,16 @@ func (a *answer) WriteHeader(status int) {
 	if a.exchange.streamed && status >= 200 {
 		_ = http.NewResponseController(a.ResponseWriter).Flush() // is seen by the next write
 	}
+}
+
+// FlushError implements what http.ResponseController looks for. The head of an
+// answer without a body is its end, in one frame of HTTP/2: clients of gRPC take
+// one with an empty body behind it for broken.
+func (a *answer) FlushError() error {
+	if a.exchange.empty {
+		return nil
+	}
+	return http.NewResponseController(a.ResponseWriter).Flush()
 }
 
 // countedBody counts what is read of a body.

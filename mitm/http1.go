@@ -213,12 +213,13 @@ func (c *strictConn) beginsHTTP2() (bool, error) {
 	if err != nil || string(begin) != preface[:unmistakable] {
 		return false, ignoreEOF(err)
 	}
-	begin, err = c.reader.Peek(len(preface))
-	if err != nil {
-		return false, err
-	}
-	if string(begin) != preface {
-		return false, malform("the method PRI is for the preface of HTTP/2")
+	for n := unmistakable + 1; n <= len(preface); n++ { // a client may wait for the answer to less
+		if begin, err = c.reader.Peek(n); err != nil {
+			return false, err
+		}
+		if begin[n-1] != preface[n-1] {
+			return false, malform("the method PRI is for the preface of HTTP/2")
+		}
 	}
 	c.part = inRaw
 	return true, nil

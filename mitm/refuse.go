@@ -3,6 +3,7 @@ package mitm
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,7 +13,7 @@ import (
 )
 
 // errRefused marks an exchange that was refused.
-var errRefused = errors.New("refused by policy")
+var errRefused = errors.New("refused")
 
 // refuse answers a request with the reason for its refusal, and records it.
 func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
@@ -52,7 +53,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 
 // answerMalformed answers a request whose refusal strictConn has recorded.
 func (x *exchange) answerMalformed(w http.ResponseWriter, m *malformed) {
-	x.status, x.err = m.status, errRefused
+	x.status, x.err = m.status, fmt.Errorf("%w: %w", errRefused, m)
 	x.host = x.flow.host()
 	w.Header().Set("Connection", "close")
 	x.problem(w, problem{

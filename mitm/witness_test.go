@@ -26,6 +26,7 @@ type request struct{ method, url string }
 // there is one way to read what it takes, and answers 200.
 type witness struct {
 	net.Listener
+	got      chan struct{} // has one when there was a head
 	mu       sync.Mutex
 	requests []request
 	errs     []error
@@ -37,7 +38,7 @@ func newWitness(t testing.TB) *witness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &witness{Listener: listener}
+	w := &witness{Listener: listener, got: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var conns []net.Conn
@@ -68,6 +69,16 @@ func newWitness(t testing.TB) *witness {
 	return w
 }
 
+// await returns when there was a head.
+func (w *witness) await(t *testing.T) {
+	t.Helper()
+	select {
+	case <-w.got:
+	case <-t.Context().Done():
+		t.Fatal("nothing came to the upstream")
+	}
+}
+
 // take returns what has been understood since the last call.
 func (w *witness) take() ([]request, error) {
 	w.mu.Lock()
@@ -95,6 +106,10 @@ func (w *witness) serve(conn net.Conn) {
 			w.requests = append(w.requests, r)
 		}
 		w.mu.Unlock()
+		select {
+		case w.got <- struct{}{}:
+		default:
+		}
 		if err != nil {
 			return
 		}
