@@ -18,7 +18,10 @@ H2SPEC := v2.2.1+incompatible
 # What the build needs beside Go and gcc.
 BUILD_PACKAGES := libseccomp-dev pkg-config
 # What the tests and the demo use of Debian's, and what generates and lints.
-TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs python3 python3-requests wget
+TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs openssl python3 python3-requests wget
+# The clients of docs/clients.md beside: programs that others package as well are named.
+CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-protocol-https-perl maven=mvn npm=npm \
+	php-cli=php python3-pycurl ruby=ruby
 BENCH_PACKAGES := runc
 GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
@@ -45,6 +48,7 @@ bin/awsstub: $(filter test/awsstub/%,$(SOURCES))
 # A test that was skipped has not passed.
 .PHONY: test
 test: deps agent bin/awsstub
+	test/install.sh $(CLIENT_PACKAGES)
 	test/run.sh $(TAGS)
 
 .PHONY: bench

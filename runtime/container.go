@@ -96,6 +96,9 @@ func (c *Container) create(cfg *Config) error {
 	if cfg.Cgroup != nil {
 		cfg.Cgroup(c.cgroup)
 	}
+	if v.javaless {
+		cfg.Env = withJavaStore(cfg.Env)
+	}
 	config, err := configure(cfg, v)
 	if err != nil {
 		return err

@@ -34,9 +34,7 @@ func (v *view) place(cfg *Config) error {
 	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
 		mounts = append(mounts, Mount{Source: stage(name), Destination: "/etc/" + name, ReadOnly: true})
 	}
-	for _, path := range v.bundles {
-		mounts = append(mounts, Mount{Source: stage("agentops/" + bundleName), Destination: path, ReadOnly: true})
-	}
+	mounts = append(mounts, v.stores...)
 	mounts = append(mounts, Mount{Source: stage("agentops"), Destination: agentopsFolder, ReadOnly: true})
 	for _, m := range mounts {
 		if err := placeMount(root, m); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"agentops/audit"
@@ -84,6 +85,7 @@ type Config struct {
 	Helper     io.Reader       // the helper's image, read once; it is the run's PID 1
 	Files      map[string]File // by path below /agentops, read-only in the run
 	Bundle     []byte          // trusted CA certificates, PEM; nil leaves the view's own
+	Authority  []byte          // the one of them that is the run's own, PEM
 	ResolvConf []byte
 	Hosts      []byte
 
@@ -145,7 +147,7 @@ func (cfg *Config) check() error {
 		}
 	}
 	for name := range cfg.Files {
-		if !filepath.IsLocal(name) || name == helperName || name == bundleName {
+		if !filepath.IsLocal(name) || slices.Contains([]string{helperName, bundleName, authorityName, javaStoreName}, name) {
 			return fmt.Errorf("file %q of /agentops: the name cannot be used", name)
 		}
 	}

@@ -19,44 +19,10 @@ import (
 const (
 	agentopsFolder = "/agentops"
 	helperName     = "helper"
-	bundleName     = "ca-bundle.pem"
 
 	// HelperPath is the helper's path in every run.
 	HelperPath = agentopsFolder + "/" + helperName
-	// BundlePath is the trusted CAs' in every run that has a bundle.
-	BundlePath = agentopsFolder + "/" + bundleName
 )
-
-// bundlePaths are where systems keep the bundle of the CAs that they trust.
-var bundlePaths = []string{
-	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Ubuntu, Alpine, Gentoo, Arch
-	"/etc/pki/tls/certs/ca-bundle.crt",                  // Fedora, RHEL
-	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // CentOS, RHEL 7 and later
-	"/etc/ssl/ca-bundle.pem",                            // openSUSE
-	"/var/lib/ca-certificates/ca-bundle.pem",            // openSUSE, what the former links to
-	"/etc/pki/tls/cacert.pem",                           // OpenELEC
-	"/etc/pki/tls/cert.pem",                             // Fedora's OpenSSL
-	"/etc/ssl/cert.pem",                                 // Alpine
-	"/usr/lib/ssl/cert.pem",                             // Debian's OpenSSL
-	"/usr/local/share/certs/ca-root-nss.crt",            // FreeBSD's layout, as some images have it
-	"/usr/local/ssl/cert.pem",                           // OpenSSL built from source
-}
-
-// SystemBundle reads the bundle of the CAs that this host trusts; nil where there
-// is none.
-func SystemBundle() ([]byte, error) {
-	for _, path := range bundlePaths {
-		content, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the host's trusted CAs: %w", err)
-		}
-		return content, nil
-	}
-	return nil, nil
-}
 
 // view is the tree that a run sees, put together on the container's thread.
 type view struct {
@@ -64,9 +30,10 @@ type view struct {
 	root  string // the tree, to be the container's root
 	stage string // a tmpfs with what is mounted into the tree
 
-	fresh   []string // folders that get an empty tmpfs
-	masked  []string // what could not be hidden in the tree itself
-	bundles []string // where the bundle goes
+	fresh    []string // folders that get an empty tmpfs
+	masked   []string // what could not be hidden in the tree itself
+	stores   []Mount  // trust stores that could not be written in the tree itself
+	javaless bool     // no trust store of a Java was found
 }
 
 // newView puts the tree together. Nobody but the calling thread sees it.
@@ -95,8 +62,11 @@ func newView(cfg *Config) (*view, error) {
 			return nil, err
 		}
 	}
-	if err := v.settle(cfg); err != nil {
+	if err := v.settle(); err != nil {
 		return nil, err
+	}
+	if err := v.trust(cfg); err != nil {
+		return nil, fmt.Errorf("fill the trust stores: %w", err)
 	}
 	return v, v.place(cfg)
 }
@@ -175,7 +145,7 @@ func (v *view) layers(cfg *Config) ([]layer, error) {
 // settle makes the places in the tree that something is mounted on what they
 // must be. The tree may be anyone's, with links for them that lead elsewhere;
 // it is the run's copy that is changed.
-func (v *view) settle(cfg *Config) error {
+func (v *view) settle() error {
 	for _, name := range []string{"proc", "sys", "dev", "agentops"} {
 		path := filepath.Join(v.root, name)
 		if st, err := os.Lstat(path); err == nil && !st.IsDir() {
@@ -207,26 +177,6 @@ func (v *view) settle(cfg *Config) error {
 			return fmt.Errorf("replace /etc/%s: %w", name, err)
 		}
 	}
-	return v.findBundles(cfg)
-}
-
-// findBundles looks for the trust stores of the tree, each once.
-func (v *view) findBundles(cfg *Config) error {
-	if cfg.Bundle == nil {
-		return nil
-	}
-	var seen []string
-	for _, path := range bundlePaths {
-		real, err := securejoin.SecureJoin(v.root, path)
-		if err != nil {
-			return fmt.Errorf("find %s: %w", path, err)
-		}
-		if st, err := os.Lstat(real); err != nil || !st.Mode().IsRegular() || slices.Contains(seen, real) {
-			continue
-		}
-		seen = append(seen, real)
-		v.bundles = append(v.bundles, path)
-	}
 	return nil
 }
 
@@ -240,9 +190,6 @@ func (v *view) fillStage(cfg *Config) error {
 		"resolv.conf": {Content: cfg.ResolvConf},
 		"hosts":       {Content: cfg.Hosts},
 		"hostname":    {Content: []byte(hostname(cfg.Hostname) + "\n")},
-	}
-	if cfg.Bundle != nil {
-		files["agentops/"+bundleName] = File{Content: cfg.Bundle}
 	}
 	for name, file := range cfg.Files {
 		files["agentops/"+name] = file

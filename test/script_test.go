@@ -4,6 +4,7 @@ package test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,6 +53,12 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	client := filepath.Join(t.TempDir(), "client")
+	build := exec.Command("go", "build", "-o", client, "./testdata/client")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build a client: %v\n%s", err, out)
+	}
 	site := newOutside(t)
 	_, awsEnv := newAWS(t, 0)
 	testscript.Run(t, testscript.Params{
@@ -69,6 +76,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("PATH", filepath.Dir(agent)+":"+commands+":"+env.Getenv("PATH"))
 			env.Setenv("STATE", state)
+			env.Setenv("CLIENT", client)
 			env.Setenv("CA", site.ca)
 			env.Setenv("TLS", site.tls)
 			env.Setenv("PLAIN", site.plain)

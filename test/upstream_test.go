@@ -66,7 +66,8 @@ func digest(values []string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(values, "+"))))[:16]
 }
 
-// newSite answers for every host; /repo.git is a repository to clone.
+// newSite answers for every host; /repo.git is a repository to clone, and there
+// are registries.
 func newSite(t *testing.T, root string) http.Handler {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -85,6 +86,7 @@ func newSite(t *testing.T, root string) http.Handler {
 		Path: "/usr/lib/git-core/git-http-backend",
 		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1"},
 	})
+	addRegistries(t, mux)
 	script := `git init -q -b main work && cd work && echo content > file &&
 git add file && git -c user.name=a -c user.email=a@b commit -q -m first && git clone -q --bare . ../repo.git`
 	cmd := exec.Command("sh", "-ec", script)

@@ -317,6 +317,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Helper:     r.spec.helper,
 		Files:      files,
 		Bundle:     append(append([]byte{}, r.spec.bundle...), r.authority.PEM()...),
+		Authority:  r.authority.PEM(),
 		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Nameserver),
 		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",
 			netns.Own4, r.spec.name),
