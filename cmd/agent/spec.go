@@ -325,6 +325,11 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 		}
 		s.policy.Passthrough = append(s.policy.Passthrough, rule)
 	}
+	for _, g := range s.headers {
+		if s.policy.PassesThrough(g.Host, g.Port) {
+			return withHint(fmt.Errorf("grant %s is of no use: the TLS with %s is not opened", g.Name, g.Host), "leave out the grant, or the passthrough")
+		}
+	}
 	host.narrow(&s.policy)
 	for _, text := range n.Resolve {
 		pin, err := mitm.ParsePin(text)
