@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -29,7 +30,13 @@ type ObserverOptions struct {
 type Observer struct {
 	objects observeObjects
 	links   []link.Link
+
+	mu    sync.Mutex
+	paths map[observeImage]string // of executables that were asked for lately
 }
+
+// maxPaths bounds what is kept of executables.
+const maxPaths = 128
 
 // Process is a process of a run.
 type Process struct {
@@ -54,7 +61,7 @@ func LoadObserver(opts ObserverOptions) (*Observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure the observer's programs: %w", err)
 	}
-	o := &Observer{}
+	o := &Observer{paths: make(map[observeImage]string)}
 	shared := opts.Redirect.objects.redirectMaps
 	err = spec.LoadAndAssign(&o.objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
 		observeMapCounts: shared.Counts, observeMapDatagrams: shared.Datagrams, observeMapRefusals: shared.Refusals,
@@ -137,14 +144,27 @@ func (o *Observer) process(owner observeOwner) Process {
 		UID:    owner.Uid,
 		Comm:   cString(owner.Comm[:]),
 	}
-	var executable observeExecutable
-	if err := o.objects.Executables.Lookup(&owner.Image, &executable); err == nil {
-		p.Exe = joinPath(executable)
-	} else {
-		// It was refused before it had sent anything.
-		p.Exe = executableOf(owner.Image)
-	}
+	p.Exe = o.executable(owner.Image)
 	return p
+}
+
+func (o *Observer) executable(image observeImage) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if path, ok := o.paths[image]; ok {
+		return path
+	}
+	var executable observeExecutable
+	if err := o.objects.Executables.Lookup(&image, &executable); err != nil {
+		// It was refused before it had sent anything.
+		return executableOf(image)
+	}
+	if len(o.paths) == maxPaths {
+		clear(o.paths)
+	}
+	path := joinPath(executable)
+	o.paths[image] = path
+	return path
 }
 
 // executableOf is the executable of a process that still runs; empty when it does

@@ -10,11 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"agentops/bpf"
 	"agentops/netns"
@@ -33,17 +31,17 @@ type observed struct {
 
 func newObserved(t *testing.T) *observed {
 	t.Helper()
-	return observe(t, newBoundary(t), 0, "")
+	return observe(t, newBoundary(t), 0)
 }
 
-func observe(t testing.TB, b *boundary, credentials uint16, suffix string) *observed {
+func observe(t *testing.T, b *boundary, credentials uint16) *observed {
 	t.Helper()
 	o := &observed{boundary: b}
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
 	if err != nil || len(mounts) == 0 {
 		t.Fatalf("no cgroup2: %v", err)
 	}
-	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))+suffix)
+	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")))
 	if err := os.Mkdir(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +151,7 @@ func TestLoopbackIsNotCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	o := observe(t, b, endpoint(server.Addr()).Port(), "")
+	o := observe(t, b, endpoint(server.Addr()).Port())
 	cmd := o.start(t, "exec 3<>/dev/tcp/"+strings.Replace(server.Addr().String(), ":", "/", 1))
 	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
@@ -348,94 +346,4 @@ for _ in range(%d):
 	if counts := o.counted(t); counts.Refused != sent || counts.Lost == 0 || seen+counts.Lost != sent {
 		t.Errorf("%d refusals were seen, counts are %+v, want %d in all", seen, counts, sent)
 	}
-}
-
-// The connections of a benchmark are made by this program, started again: as many
-// at a time as it is told.
-func TestMain(m *testing.M) {
-	address := os.Getenv("BENCH_CONNECT")
-	if address == "" {
-		os.Exit(m.Run())
-	}
-	for {
-		var n int
-		if _, err := fmt.Fscan(os.Stdin, &n); err != nil {
-			return
-		}
-		for range n {
-			conn, err := net.Dial("tcp", address)
-			if err != nil {
-				panic(err)
-			}
-			conn.Close()
-		}
-	}
-}
-
-// What it costs a connection that its process is known. The two take turns, so that
-// what else the machine does is in both; the ratio is of their medians.
-func BenchmarkConnect(b *testing.B) {
-	const round = 200
-	plain, known := newDialler(b, false), newDialler(b, true)
-	var times [2][]float64
-	for b.Loop() {
-		times[0] = append(times[0], plain.connect(b, round).Seconds())
-		times[1] = append(times[1], known.connect(b, round).Seconds())
-	}
-	slices.Sort(times[0])
-	slices.Sort(times[1])
-	without, with := times[0][len(times[0])/2], times[1][len(times[1])/2]
-	b.ReportMetric(without/round*1e6, "µs/plain")
-	b.ReportMetric(with/round*1e6, "µs/known")
-	b.ReportMetric(with/without, "known/plain")
-}
-
-// dialler makes connections, whose owners are looked up if they are known.
-type dialler struct {
-	*observed
-	known bool
-	stdin io.Writer
-}
-
-func newDialler(b *testing.B, known bool) *dialler {
-	d := &dialler{observed: observe(b, newBoundary(b), 0, fmt.Sprint(known)), known: known}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BENCH_CONNECT=203.0.113.7:443")
-	cmd.Stderr = os.Stderr
-	if known {
-		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(d.cgroup.Fd())}
-	}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := d.Do(cmd.Start); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Error(err)
-		}
-	})
-	d.stdin = stdin
-	return d
-}
-
-func (d *dialler) connect(b *testing.B, n int) time.Duration {
-	began := time.Now()
-	fmt.Fprintln(d.stdin, n)
-	for range n {
-		conn, err := d.tcp4.Accept()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if d.known {
-			if _, ok := d.observer.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr())); !ok {
-				b.Fatal("a connection has no owner")
-			}
-		}
-		conn.Close()
-	}
-	return time.Since(began)
 }

@@ -22,7 +22,7 @@ type boundary struct {
 	redirect   *bpf.Redirect
 }
 
-func newBoundary(t testing.TB) *boundary {
+func newBoundary(t *testing.T) *boundary {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
