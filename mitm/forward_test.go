@@ -324,7 +324,7 @@ func FuzzHTTPHead(f *testing.F) {
 		f.Add(o.message())
 	}
 	for _, seed := range []string{
-		"", "G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\nGET /2 HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+		"", "G", "PRI /a/a HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\no\r\n", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\nGET /2 HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
 		"POST / HTTP/1.1\r\nHost: www.example.com\r\nContent-Length: 9\r\n\r\nhalf", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00",
 		"POST / HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: evil.test\r\n\r\n",
 	} {
