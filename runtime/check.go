@@ -163,17 +163,12 @@ func (c *Checker) exposes(path string) error {
 // findGuarded looks it up on this host. hidden are secrets as well.
 func findGuarded(hidden []string) (guarded, error) {
 	var g guarded
-	for _, path := range slices.Concat(hidden, engineSockets) {
-		g.secrets = append(g.secrets, resolve(path))
+	secrets, err := findSecrets()
+	if err != nil {
+		return g, err
 	}
-	for _, pattern := range secretPaths {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return g, fmt.Errorf("look for %s: %w", pattern, err)
-		}
-		for _, path := range found {
-			g.secrets = append(g.secrets, resolve(path))
-		}
+	for _, path := range slices.Concat(hidden, engineSockets, secrets) {
+		g.secrets = append(g.secrets, resolve(path))
 	}
 	sockets, err := hostSockets()
 	if err != nil {

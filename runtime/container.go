@@ -263,9 +263,6 @@ func statusOf(init syscall.WaitStatus, killed syscall.Signal) Status {
 // PID is the container's first process, in the host's numbers.
 func (c *Container) PID() int { return c.pid }
 
-// CgroupPath is the folder of the container's cgroup of version 2.
-func (c *Container) CgroupPath() string { return c.cgroup }
-
 // Start lets the command go. When it returns, the filter of its system calls is
 // served.
 func (c *Container) Start() error {

@@ -255,9 +255,9 @@ func TestCgroupPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	procs, err := os.ReadFile(filepath.Join(c.CgroupPath(), "cgroup.procs"))
+	procs, err := os.ReadFile(filepath.Join(c.cgroup, "cgroup.procs"))
 	if err != nil || strings.TrimSpace(string(procs)) != fmt.Sprint(c.PID()) {
-		t.Errorf("processes of %s: %q, %v; want %d", c.CgroupPath(), procs, err, c.PID())
+		t.Errorf("processes of %s: %q, %v; want %d", c.cgroup, procs, err, c.PID())
 	}
 }
 

@@ -3,6 +3,7 @@ package runtime
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,18 +89,11 @@ func hide(extra, visible []string) (hiding, error) {
 			h.fresh = append(h.fresh, resolve(folder.path))
 		}
 	}
-	candidates := slices.Clone(extra)
-	for _, pattern := range secretPaths {
-		if !strings.ContainsRune(pattern, '*') {
-			candidates = append(candidates, pattern)
-			continue
-		}
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return hiding{}, err
-		}
-		candidates = append(candidates, found...)
+	secrets, err := findSecrets()
+	if err != nil {
+		return hiding{}, err
 	}
+	candidates := slices.Concat(extra, secrets)
 	for _, dir := range homes() {
 		if within(dir, h.fresh...) || !isDir(dir) {
 			continue
@@ -128,6 +122,19 @@ func hide(extra, visible []string) (hiding, error) {
 	slices.Sort(h.masked)
 	h.masked = slices.Compact(h.masked)
 	return h, nil
+}
+
+// findSecrets are those of secretPaths that this host has.
+func findSecrets() ([]string, error) {
+	var paths []string
+	for _, pattern := range secretPaths {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, fmt.Errorf("look for %s: %w", pattern, err)
+		}
+		paths = append(paths, found...)
+	}
+	return paths, nil
 }
 
 // homes are the home folders of this host's users, each once, but for those

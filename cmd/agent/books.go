@@ -50,12 +50,7 @@ func (b *books) close(folder string, seal audit.Seal) error {
 	if err != nil {
 		return err
 	}
-	aside := filepath.Join(folder, "."+sealName)
-	err = os.WriteFile(aside, content, 0o600)
-	if err == nil {
-		err = os.Rename(aside, filepath.Join(folder, sealName))
-	}
-	if err != nil {
+	if err := writeWhole(filepath.Join(folder, sealName), content); err != nil {
 		return fmt.Errorf("write the journal's seal: %w", err)
 	}
 	return b.ledger.Append(seal)

@@ -43,20 +43,7 @@ func (e *env) kernelLayout() (bpf.Layout, error) {
 	if err != nil {
 		return layout, err
 	}
-	// Aside and renamed, since other agents read it.
-	aside, err := os.CreateTemp(e.runDir(), layoutName)
-	if err != nil {
-		return layout, fmt.Errorf("keep the kernel's layout: %w", err)
-	}
-	_, err = aside.Write(content)
-	if closeErr := aside.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(aside.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(aside.Name())
+	if err := writeWhole(path, content); err != nil { // other agents read it
 		return layout, fmt.Errorf("keep the kernel's layout: %w", err)
 	}
 	return layout, nil

@@ -59,12 +59,7 @@ func writeReport(path string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	aside := path + ".new"
-	err := os.WriteFile(aside, append(content, '\n'), 0o600)
-	if err == nil {
-		err = os.Rename(aside, path)
-	}
-	if err != nil {
+	if err := writeWhole(path, append(content, '\n')); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil

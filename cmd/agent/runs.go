@@ -90,3 +90,20 @@ func kernelRelease() string {
 	}
 	return strings.TrimSpace(string(content))
 }
+
+// writeWhole makes a file, mode 0600, appear whole or not at all.
+func writeWhole(path string, content []byte) error {
+	aside, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path))
+	if err != nil {
+		return err
+	}
+	_, err = aside.Write(content)
+	err = errors.Join(err, aside.Close())
+	if err == nil {
+		err = os.Rename(aside.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(aside.Name())
+	}
+	return err
+}
