@@ -16,6 +16,9 @@ type Layout struct {
 	TaskStartBoottime  uint32
 	TaskSelfExecID     uint32
 	TaskMm             uint32
+	TaskComm           uint32
+	TaskCred           uint32
+	CredUID            uint32
 	MmExeFile          uint32
 	FileFPath          uint32
 	PathMnt            uint32
@@ -47,6 +50,9 @@ func ReadLayout() (Layout, error) {
 		{"task_struct", "start_boottime", &l.TaskStartBoottime},
 		{"task_struct", "self_exec_id", &l.TaskSelfExecID},
 		{"task_struct", "mm", &l.TaskMm},
+		{"task_struct", "comm", &l.TaskComm},
+		{"task_struct", "cred", &l.TaskCred},
+		{"cred", "uid", &l.CredUID},
 		{"mm_struct", "exe_file", &l.MmExeFile},
 		{"file", "f_path", &l.FileFPath},
 		{"path", "mnt", &l.PathMnt},

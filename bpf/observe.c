@@ -4,8 +4,9 @@
 //
 // The observer of a run: attached to the run's cgroup, it knows which process
 // makes each connection and sends each datagram, and counts the connections that
-// come about. It enforces nothing but that a datagram is one datagram: the
-// boundary is the namespace.
+// come about. It sees the packets as they are sent, in the name of who sends them:
+// a program at every call that can send would cost each run several changes of
+// the kernel's own code. It enforces little: the boundary is the namespace.
 
 #include "run.h"
 
@@ -23,6 +24,9 @@ volatile const struct layout {
 	__u32 task_start_boottime;
 	__u32 task_self_exec_id;
 	__u32 task_mm;
+	__u32 task_comm;
+	__u32 task_cred;
+	__u32 cred_uid;
 	__u32 mm_exe_file;
 	__u32 file_f_path;
 	__u32 path_mnt;
@@ -44,20 +48,26 @@ volatile const struct layout {
 		value;                                                         \
 	})
 
-// Who last connected a socket or sent on it.
+// What a TCP socket is used for.
+struct use {
+	struct owner owner;
+	__u32 sequence; // of the segment that opens the connection
+	__u32 counts;   // the connection is to be counted when it is established
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct owner);
-} senders SEC(".maps");
+	__type(value, struct use);
+} uses SEC(".maps");
 
 // The owners of connections that are being opened. Who accepts one takes its owner
 // away.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 16384);
 	__type(key, struct flow);
 	__type(value, struct owner);
 } connections SEC(".maps");
@@ -131,23 +141,32 @@ static __always_inline void read_image(void *task, struct image *image)
 	image->pid = member(__u32, task, kernel.task_tgid);
 }
 
-// keep_path keeps the path of an owner's executable, if the owner is who sends: the
-// kernel may send a packet again at any time, in anyone's name.
-static __always_inline void keep_path(const struct owner *owner)
+// read_owner tells who calls the kernel.
+static __always_inline void read_owner(struct owner *owner)
+{
+	void *task = (void *)bpf_get_current_task();
+	read_image(task, &owner->image);
+	owner->parent = member(__u32, member(void *, task, kernel.task_real_parent), kernel.task_tgid);
+	owner->uid = member(__u32, member(void *, task, kernel.task_cred), kernel.cred_uid);
+	bpf_probe_read_kernel(owner->comm, sizeof(owner->comm), task + kernel.task_comm);
+}
+
+// keep_path keeps the path of the caller's executable. As a function that is not
+// static the verifier looks at it once, not on each way that leads to it.
+__noinline int keep_path(void)
 {
 	void *task = (void *)bpf_get_current_task();
 	struct image image;
 	read_image(task, &image);
-	if (image.pid != owner->image.pid || image.execs != owner->image.execs || image.started != owner->image.started)
-		return;
 	if (bpf_map_lookup_elem(&executables, &image))
-		return;
+		return 0;
 	__u32 zero = 0;
 	struct executable *e = bpf_map_lookup_elem(&scratch, &zero);
 	if (!e)
-		return;
+		return 0;
 	read_path(task, e);
 	bpf_map_update_elem(&executables, &image, e, BPF_ANY);
+	return 0;
 }
 
 // leads_nowhere tells the addresses behind which there is no one host: the kernel
@@ -160,38 +179,29 @@ static __always_inline int leads_nowhere(const struct flow *flow)
 	return (flow->destination[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
-// sender notes who uses a socket. Without room for it, the packets that follow
-// have no owner, which the record shows. What is sent to no one host is refused:
-// EPERM.
-static __always_inline int sender(struct bpf_sock_addr *ctx, struct flow *flow)
+// To connect to where there is no one host is refused: EPERM.
+static __always_inline int connects(struct bpf_sock_addr *ctx, struct flow *flow)
 {
-	flow->destination_port = ctx->user_port;
-	flow->protocol = ctx->protocol;
-	struct bpf_sock *sk = ctx->sk;
-	struct owner *owner = 0;
-	if (sk)
-		owner = bpf_sk_storage_get(&senders, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (owner) {
-		void *task = (void *)bpf_get_current_task();
-		read_image(task, &owner->image);
-		owner->parent = member(__u32, member(void *, task, kernel.task_real_parent), kernel.task_tgid);
-		owner->uid = bpf_get_current_uid_gid();
-		bpf_get_current_comm(owner->comm, sizeof(owner->comm));
-	}
 	if (!leads_nowhere(flow))
 		return 1;
-	record_refusal(flow, owner);
+	flow->destination_port = ctx->user_port;
+	flow->protocol = ctx->protocol;
+	struct owner owner = {};
+	read_owner(&owner);
+	record_refusal(flow, &owner);
 	return 0;
 }
 
-static __always_inline int sender4(struct bpf_sock_addr *ctx)
+SEC("cgroup/connect4")
+int observe_connect4(struct bpf_sock_addr *ctx)
 {
 	struct flow flow = { .family = AF_INET };
 	flow.destination[0] = ctx->user_ip4;
-	return sender(ctx, &flow);
+	return connects(ctx, &flow);
 }
 
-static __always_inline int sender6(struct bpf_sock_addr *ctx)
+SEC("cgroup/connect6")
+int observe_connect6(struct bpf_sock_addr *ctx)
 {
 	__u32 a = ctx->user_ip6[0], b = ctx->user_ip6[1], c = ctx->user_ip6[2], d = ctx->user_ip6[3];
 	struct flow flow = { .family = AF_INET6 };
@@ -204,31 +214,7 @@ static __always_inline int sender6(struct bpf_sock_addr *ctx)
 		flow.destination[2] = c;
 		flow.destination[3] = d;
 	}
-	return sender(ctx, &flow);
-}
-
-SEC("cgroup/connect4")
-int observe_connect4(struct bpf_sock_addr *ctx)
-{
-	return sender4(ctx);
-}
-
-SEC("cgroup/connect6")
-int observe_connect6(struct bpf_sock_addr *ctx)
-{
-	return sender6(ctx);
-}
-
-SEC("cgroup/sendmsg4")
-int observe_sendmsg4(struct bpf_sock_addr *ctx)
-{
-	return sender4(ctx);
-}
-
-SEC("cgroup/sendmsg6")
-int observe_sendmsg6(struct bpf_sock_addr *ctx)
-{
-	return sender6(ctx);
+	return connects(ctx, &flow);
 }
 
 #define TCP_SYN 0x02
@@ -236,18 +222,21 @@ int observe_sendmsg6(struct bpf_sock_addr *ctx)
 
 // What a packet is.
 enum {
-	PACKET_OTHER, // of a connection that was opened before, or the kernel's own
-	PACKET_OPENS, // a connection, or is a datagram
+	PACKET_KERNELS,   // the kernel's own
+	PACKET_CONTINUES, // of a connection that was opened before
+	PACKET_OPENS,     // a connection
+	PACKET_DATAGRAM,
 	PACKET_WRONG, // of a protocol that no socket of a run has
 };
 
-// read_flow reads the addresses and ports of a packet and tells what it is.
-static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow)
+// read_flow reads the addresses and ports of a packet and tells what it is, and the
+// sequence number of one of TCP.
+static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow, __u32 *sequence)
 {
 	__u8 head[40];
 	__u32 transport;
 	if (bpf_skb_load_bytes(skb, 0, head, 20) < 0)
-		return PACKET_OTHER;
+		return PACKET_KERNELS;
 	if (head[0] >> 4 == 4) {
 		flow->family = AF_INET;
 		flow->protocol = head[9];
@@ -256,30 +245,39 @@ static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow)
 		transport = (head[0] & 0xf) * 4;
 	} else {
 		if (bpf_skb_load_bytes(skb, 0, head, 40) < 0)
-			return PACKET_OTHER;
+			return PACKET_KERNELS;
 		flow->family = AF_INET6;
 		flow->protocol = head[6]; // or the number of an extension header
 		__builtin_memcpy(flow->source, &head[8], 16);
 		__builtin_memcpy(flow->destination, &head[24], 16);
 		transport = 40;
 	}
-	__u8 ports[14];
+	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6)
+		return PACKET_KERNELS;
+	__u8 begin[14];
+	int packet;
 	if (flow->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, transport, ports, 14) < 0)
-			return PACKET_OTHER;
-		if ((ports[13] & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-			return PACKET_OTHER;
+		if (bpf_skb_load_bytes(skb, transport, begin, 14) < 0)
+			return PACKET_KERNELS;
+		packet = (begin[13] & (TCP_SYN | TCP_ACK)) == TCP_SYN ? PACKET_OPENS : PACKET_CONTINUES;
+		__builtin_memcpy(sequence, &begin[4], 4);
 	} else if (flow->protocol == IPPROTO_UDP) {
-		if (bpf_skb_load_bytes(skb, transport, ports, 4) < 0)
-			return PACKET_OTHER;
-	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		return PACKET_OTHER;
+		if (bpf_skb_load_bytes(skb, transport, begin, 4) < 0)
+			return PACKET_KERNELS;
+		packet = PACKET_DATAGRAM;
 	} else {
 		return PACKET_WRONG;
 	}
-	__builtin_memcpy(&flow->source_port, &ports[0], 2);
-	__builtin_memcpy(&flow->destination_port, &ports[2], 2);
-	return PACKET_OPENS;
+	__builtin_memcpy(&flow->source_port, &begin[0], 2);
+	__builtin_memcpy(&flow->destination_port, &begin[2], 2);
+	return packet;
+}
+
+// The credential server is the host's, without the redirect.
+static __always_inline int is_credentials(const struct flow *flow)
+{
+	return flow->family == AF_INET && flow->destination[0] == bpf_htonl(0x7f000001) &&
+	       flow->protocol == IPPROTO_TCP && flow->destination_port == credential_port;
 }
 
 // Whether the host is at the other end, who wants to know the owner.
@@ -287,10 +285,25 @@ static __always_inline int is_hosts(const struct flow *flow)
 {
 	if (flow->family == AF_INET6)
 		return !is_own6(flow->destination[0], flow->destination[1], flow->destination[2], flow->destination[3]);
-	if (flow->protocol == IPPROTO_TCP && flow->destination_port == credential_port &&
-	    flow->destination[0] == bpf_htonl(0x7f000001))
-		return 1;
-	return !is_own4(flow->destination[0]);
+	return is_credentials(flow) || !is_own4(flow->destination[0]);
+}
+
+// continues counts a connection to the proxy when its first packet behind the
+// opening one is sent: that one establishes it at the proxy's end.
+static __always_inline int continues(struct bpf_sock *sk)
+{
+	struct use *use = bpf_sk_storage_get(&uses, sk, 0, 0);
+	if (use && use->counts) {
+		use->counts = 0;
+		count(COUNT_TCP);
+	}
+	return 1;
+}
+
+static __always_inline int refuse(const struct flow *flow, const struct owner *owner)
+{
+	record_refusal(flow, owner);
+	return 0;
 }
 
 SEC("cgroup_skb/egress")
@@ -303,45 +316,46 @@ int observe_egress(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	struct flow flow = {};
-	int packet = read_flow(skb, &flow);
-	if (packet == PACKET_OTHER || !is_hosts(&flow))
+	__u32 sequence = 0;
+	int packet = read_flow(skb, &flow, &sequence);
+	if (packet == PACKET_CONTINUES)
+		return continues(sk);
+	if (packet == PACKET_KERNELS || !is_hosts(&flow))
 		return 1;
-	struct owner *owner = bpf_sk_storage_get(&senders, sk, 0, 0);
-	if (owner)
-		keep_path(owner);
+
+	// What is sent first is sent in a call, by the caller. TCP sends again at any
+	// time, in anyone's name. A connection that there is no room to note would
+	// not be counted: it is refused.
+	struct owner owner = {};
+	struct use *use = 0;
+	if (sk->protocol == IPPROTO_TCP) {
+		use = bpf_sk_storage_get(&uses, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!use)
+			return refuse(&flow, 0);
+	}
+	if (use && use->owner.image.pid && use->sequence == sequence) {
+		owner = use->owner;
+	} else {
+		read_owner(&owner);
+		keep_path();
+		if (use) {
+			use->owner = owner;
+			use->sequence = sequence;
+			use->counts = !is_credentials(&flow);
+		}
+	}
+	if (packet == PACKET_OPENS) {
+		bpf_map_update_elem(&connections, &flow, &owner, BPF_ANY);
+		return 1;
+	}
 	// With an IPv6 extension header a packet is dropped on its way, by whom no
 	// record comes; many datagrams in one the redirect would count once.
-	if (packet == PACKET_WRONG || (flow.protocol == IPPROTO_UDP && skb->gso_segs > 1)) {
-		record_refusal(&flow, owner);
-		return 0;
-	}
-	if (owner && flow.protocol == IPPROTO_TCP)
-		bpf_map_update_elem(&connections, &flow, owner, BPF_ANY);
-	else if (owner)
-		bpf_map_update_elem(&datagrams, &flow, owner, BPF_ANY);
+	if (packet == PACKET_WRONG || skb->gso_segs > 1 || leads_nowhere(&flow))
+		return refuse(&flow, &owner);
+	bpf_map_update_elem(&datagrams, &flow, &owner, BPF_ANY);
 	// Here, since the redirect is also asked where an ICMP error belongs.
-	if (flow.protocol == IPPROTO_UDP && flow.destination_port == bpf_htons(53))
+	if (flow.destination_port == bpf_htons(53))
 		count(COUNT_DNS);
-	return 1;
-}
-
-// The kernel calls this at the client's end of a connection when it is
-// established, once.
-SEC("sockops")
-int observe_connections(struct bpf_sock_ops *ctx)
-{
-	if (ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-		return 1;
-	int own;
-	__u32 a = ctx->remote_ip6[0], b = ctx->remote_ip6[1], c = ctx->remote_ip6[2], d = ctx->remote_ip6[3];
-	if (ctx->family == AF_INET)
-		own = is_own4(ctx->remote_ip4);
-	else if (a == 0 && b == 0 && c == bpf_htonl(0xffff)) // IPv4 on a socket for both
-		own = is_own4(d);
-	else
-		own = is_own6(a, b, c, d);
-	if (!own)
-		count(COUNT_TCP);
 	return 1;
 }
 

@@ -81,10 +81,7 @@ func (o *Observer) Attach(cgroup string) error {
 	}{
 		{ebpf.AttachCGroupInet4Connect, o.objects.ObserveConnect4},
 		{ebpf.AttachCGroupInet6Connect, o.objects.ObserveConnect6},
-		{ebpf.AttachCGroupUDP4Sendmsg, o.objects.ObserveSendmsg4},
-		{ebpf.AttachCGroupUDP6Sendmsg, o.objects.ObserveSendmsg6},
 		{ebpf.AttachCGroupInetEgress, o.objects.ObserveEgress},
-		{ebpf.AttachCGroupSockOps, o.objects.ObserveConnections},
 	} {
 		attached, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: p.attach, Program: p.program})
 		if err != nil {
@@ -104,16 +101,27 @@ func networkOrder(port uint16) uint16 {
 // is known for the time that takes, and no longer.
 func (o *Observer) TCPOwner(source, destination netip.AddrPort) (Process, bool) {
 	key := flowKey(unix.IPPROTO_TCP, source, destination)
-	process, ok := o.owner(o.objects.Connections, key)
-	if ok {
-		_ = o.objects.Connections.Delete(&key) // it was just there
+	var owner observeOwner
+	err := o.objects.Connections.LookupAndDelete(&key, &owner)
+	if errors.Is(err, ebpf.ErrNotSupported) { // before Linux 5.14
+		if err = o.objects.Connections.Lookup(&key, &owner); err == nil {
+			_ = o.objects.Connections.Delete(&key) // it was just there
+		}
 	}
-	return process, ok
+	if err != nil {
+		return Process{}, false
+	}
+	return o.process(owner), true
 }
 
 // UDPOwner is the process that sent a datagram, which has just been received.
 func (o *Observer) UDPOwner(source, destination netip.AddrPort) (Process, bool) {
-	return o.owner(o.objects.Datagrams, flowKey(unix.IPPROTO_UDP, source, destination))
+	key := flowKey(unix.IPPROTO_UDP, source, destination)
+	var owner observeOwner
+	if err := o.objects.Datagrams.Lookup(&key, &owner); err != nil {
+		return Process{}, false
+	}
+	return o.process(owner), true
 }
 
 func flowKey(protocol uint16, source, destination netip.AddrPort) observeFlow {
@@ -126,14 +134,6 @@ func flowKey(protocol uint16, source, destination netip.AddrPort) observeFlow {
 		key.Family = unix.AF_INET
 	}
 	return key
-}
-
-func (o *Observer) owner(owners *ebpf.Map, key observeFlow) (Process, bool) {
-	var owner observeOwner
-	if err := owners.Lookup(&key, &owner); err != nil {
-		return Process{}, false
-	}
-	return o.process(owner), true
 }
 
 // process adds what is known of an owner's executable.

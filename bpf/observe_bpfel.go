@@ -45,6 +45,9 @@ type observeLayout struct {
 	TaskStartBoottime  uint32
 	TaskSelfExecId     uint32
 	TaskMm             uint32
+	TaskComm           uint32
+	TaskCred           uint32
+	CredUid            uint32
 	MmExeFile          uint32
 	FileF_path         uint32
 	PathMnt            uint32
@@ -66,28 +69,32 @@ type observeOwner struct {
 	Comm   [16]int8
 }
 
+type observeUse struct {
+	_        structs.HostLayout
+	Owner    observeOwner
+	Sequence uint32
+	Counts   uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	observeMapConnections         = "connections"
-	observeMapCounts              = "counts"
-	observeMapDatagrams           = "datagrams"
-	observeMapExecutables         = "executables"
-	observeMapRefusals            = "refusals"
-	observeMapScratch             = "scratch"
-	observeMapSenders             = "senders"
-	observeProgObserveConnect4    = "observe_connect4"
-	observeProgObserveConnect6    = "observe_connect6"
-	observeProgObserveConnections = "observe_connections"
-	observeProgObserveEgress      = "observe_egress"
-	observeProgObserveSendmsg4    = "observe_sendmsg4"
-	observeProgObserveSendmsg6    = "observe_sendmsg6"
-	observeVarCredentialPort      = "credential_port"
-	observeVarKernel              = "kernel"
-	observeVarOwnAddr4            = "own_addr4"
-	observeVarOwnAddr6            = "own_addr6"
-	observeVarUnusedRefusal       = "unused_refusal"
+	observeMapConnections      = "connections"
+	observeMapCounts           = "counts"
+	observeMapDatagrams        = "datagrams"
+	observeMapExecutables      = "executables"
+	observeMapRefusals         = "refusals"
+	observeMapScratch          = "scratch"
+	observeMapUses             = "uses"
+	observeProgObserveConnect4 = "observe_connect4"
+	observeProgObserveConnect6 = "observe_connect6"
+	observeProgObserveEgress   = "observe_egress"
+	observeVarCredentialPort   = "credential_port"
+	observeVarKernel           = "kernel"
+	observeVarOwnAddr4         = "own_addr4"
+	observeVarOwnAddr6         = "own_addr6"
+	observeVarUnusedRefusal    = "unused_refusal"
 )
 
 // loadObserve returns the embedded CollectionSpec for observe.
@@ -132,12 +139,9 @@ type observeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeProgramSpecs struct {
-	ObserveConnect4    *ebpf.ProgramSpec `ebpf:"observe_connect4"`
-	ObserveConnect6    *ebpf.ProgramSpec `ebpf:"observe_connect6"`
-	ObserveConnections *ebpf.ProgramSpec `ebpf:"observe_connections"`
-	ObserveEgress      *ebpf.ProgramSpec `ebpf:"observe_egress"`
-	ObserveSendmsg4    *ebpf.ProgramSpec `ebpf:"observe_sendmsg4"`
-	ObserveSendmsg6    *ebpf.ProgramSpec `ebpf:"observe_sendmsg6"`
+	ObserveConnect4 *ebpf.ProgramSpec `ebpf:"observe_connect4"`
+	ObserveConnect6 *ebpf.ProgramSpec `ebpf:"observe_connect6"`
+	ObserveEgress   *ebpf.ProgramSpec `ebpf:"observe_egress"`
 }
 
 // observeMapSpecs contains maps before they are loaded into the kernel.
@@ -150,7 +154,7 @@ type observeMapSpecs struct {
 	Executables *ebpf.MapSpec `ebpf:"executables"`
 	Refusals    *ebpf.MapSpec `ebpf:"refusals"`
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
-	Senders     *ebpf.MapSpec `ebpf:"senders"`
+	Uses        *ebpf.MapSpec `ebpf:"uses"`
 }
 
 // observeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -190,7 +194,7 @@ type observeMaps struct {
 	Executables *ebpf.Map `ebpf:"executables"`
 	Refusals    *ebpf.Map `ebpf:"refusals"`
 	Scratch     *ebpf.Map `ebpf:"scratch"`
-	Senders     *ebpf.Map `ebpf:"senders"`
+	Uses        *ebpf.Map `ebpf:"uses"`
 }
 
 func (m *observeMaps) Close() error {
@@ -201,7 +205,7 @@ func (m *observeMaps) Close() error {
 		m.Executables,
 		m.Refusals,
 		m.Scratch,
-		m.Senders,
+		m.Uses,
 	)
 }
 
@@ -220,22 +224,16 @@ type observeVariables struct {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observePrograms struct {
-	ObserveConnect4    *ebpf.Program `ebpf:"observe_connect4"`
-	ObserveConnect6    *ebpf.Program `ebpf:"observe_connect6"`
-	ObserveConnections *ebpf.Program `ebpf:"observe_connections"`
-	ObserveEgress      *ebpf.Program `ebpf:"observe_egress"`
-	ObserveSendmsg4    *ebpf.Program `ebpf:"observe_sendmsg4"`
-	ObserveSendmsg6    *ebpf.Program `ebpf:"observe_sendmsg6"`
+	ObserveConnect4 *ebpf.Program `ebpf:"observe_connect4"`
+	ObserveConnect6 *ebpf.Program `ebpf:"observe_connect6"`
+	ObserveEgress   *ebpf.Program `ebpf:"observe_egress"`
 }
 
 func (p *observePrograms) Close() error {
 	return _ObserveClose(
 		p.ObserveConnect4,
 		p.ObserveConnect6,
-		p.ObserveConnections,
 		p.ObserveEgress,
-		p.ObserveSendmsg4,
-		p.ObserveSendmsg6,
 	)
 }
 

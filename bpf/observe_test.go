@@ -142,6 +142,48 @@ func TestConnectionsHaveTheirProcess(t *testing.T) {
 	}
 }
 
+// Who uses a socket is who calls, not who has opened it or used it before.
+func TestSharedSocketsHaveTheirUser(t *testing.T) {
+	o := newObserved(t)
+	cmd := o.start(t, `exec /usr/bin/python3 -c "
+import ctypes, os, socket
+tcp = socket.create_connection(('203.0.113.7', 443))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.sendto(b'question', ('192.0.2.53', 53))
+if os.fork() == 0:
+    udp.sendto(b'question', ('192.0.2.54', 53))
+    ctypes.CDLL(None).connect(tcp.fileno(), bytes(16), 16) # AF_UNSPEC: disconnect
+    tcp.connect(('203.0.113.7', 443))
+    os._exit(0)
+raise SystemExit(os.wait()[1])
+"`)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, parent := range []int{os.Getpid(), cmd.Process.Pid} {
+		conn, err := o.tcp4.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		process, ok := o.observer.TCPOwner(endpoint(conn.RemoteAddr()), endpoint(conn.LocalAddr()))
+		if !ok || process.Parent != parent {
+			t.Errorf("connection %d is of %+v, %v, want a child of %d", i, process, ok, parent)
+		}
+		_, from, err := o.dns4.ReadFromUDPAddrPort(make([]byte, 16))
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(53 + i)}), 53)
+		if process, ok := o.observer.UDPOwner(from, to); !ok || process.Parent != parent {
+			t.Errorf("datagram %d is of %+v, %v, want a child of %d", i, process, ok, parent)
+		}
+	}
+	if counts := o.counted(t); counts.TCP != 2 || counts.DNS != 2 {
+		t.Errorf("counts are %+v, want two connections and two datagrams", counts)
+	}
+}
+
 // Between the run's own processes a connection is nobody's business; that to the
 // credential server is the host's.
 func TestLoopbackIsNotCounted(t *testing.T) {
