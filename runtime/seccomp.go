@@ -111,19 +111,25 @@ func (t callTable) verdicts(allowed map[string]bool) []bpf.Instruction {
 	var stretches []stretch
 	last := ""
 	for i, name := range t.names {
-		kind, verdict := "refer", []bpf.Instruction{refer}
-		switch arguments, ok := byArguments[name]; {
+		kind, verdict := "refer", refer
+		arguments := byArguments[name]
+		switch {
 		case name == "":
-			kind, verdict = "unknown", []bpf.Instruction{unknown}
-		case ok:
-			kind, verdict = name, arguments()
+			kind, verdict = "unknown", unknown
+		case arguments != nil:
+			kind = name
 		case allowed[name]:
-			kind, verdict = "pass", []bpf.Instruction{pass}
+			kind, verdict = "pass", pass
 		}
-		if kind != last {
-			stretches = append(stretches, stretch{t.first + uint32(i), verdict})
+		if kind == last {
+			continue
 		}
 		last = kind
+		s := stretch{t.first + uint32(i), []bpf.Instruction{verdict}}
+		if arguments != nil {
+			s.verdict = arguments()
+		}
+		stretches = append(stretches, s)
 	}
 	return halve(stretches)
 }
@@ -134,11 +140,10 @@ func halve(stretches []stretch) []bpf.Instruction {
 	}
 	middle := len(stretches) / 2
 	below, rest := halve(stretches[:middle]), halve(stretches[middle:])
-	code := []bpf.Instruction{
+	return slices.Concat([]bpf.Instruction{
 		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: stretches[middle].first, SkipTrue: 1},
 		bpf.Jump{Skip: uint32(len(below))},
-	}
-	return append(append(code, below...), rest...)
+	}, below, rest)
 }
 
 // byArguments are the calls of which some are allowed. clone3 has its flags in

@@ -84,7 +84,10 @@ func SystemBundle() ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the host's trusted CAs: %w", err)
 		}
-		return append(content, '\n'), nil // more is to follow the last line
+		if !bytes.HasSuffix(content, []byte("\n")) {
+			content = append(content, '\n') // more is to follow the last line
+		}
+		return content, nil
 	}
 	return nil, nil
 }
@@ -304,8 +307,8 @@ func subjectHash(subject []byte) (string, error) {
 // own. Every Java reads that form, whatever type of store it is told to expect,
 // and it takes a tenth of the time that a PKCS#12 store takes to make.
 func javaStore(bundle []byte) []byte {
-	const trusted, version = 2, 2
-	var entries []byte
+	const trusted, version, header = 2, 2, 12
+	store := make([]byte, header, len(bundle)+64)
 	var n uint32
 	for {
 		_, rest, found := bytes.Cut(bundle, []byte("-----BEGIN CERTIFICATE-----"))
@@ -314,22 +317,24 @@ func javaStore(bundle []byte) []byte {
 		}
 		var body []byte
 		body, bundle, _ = bytes.Cut(rest, []byte("-----END CERTIFICATE-----"))
-		der, err := base64.StdEncoding.AppendDecode(nil, body)
-		if err != nil {
+		before := len(store)
+		store = binary.BigEndian.AppendUint32(store, trusted)
+		store = appendJavaText(store, "agentops-"+strconv.Itoa(int(n)))
+		store = binary.BigEndian.AppendUint64(store, 0) // when it was added
+		store = appendJavaText(store, "X.509")
+		store = binary.BigEndian.AppendUint32(store, 0)
+		start := len(store)
+		var err error
+		if store, err = base64.StdEncoding.AppendDecode(store, body); err != nil {
+			store = store[:before]
 			continue
 		}
-		entries = binary.BigEndian.AppendUint32(entries, trusted)
-		entries = appendJavaText(entries, "agentops-"+strconv.Itoa(int(n)))
-		entries = binary.BigEndian.AppendUint64(entries, 0) // when it was added
-		entries = appendJavaText(entries, "X.509")
-		entries = binary.BigEndian.AppendUint32(entries, uint32(len(der)))
-		entries = append(entries, der...)
+		binary.BigEndian.PutUint32(store[start-4:], uint32(len(store)-start))
 		n++
 	}
-	store := []byte{0xfe, 0xed, 0xfe, 0xed}
-	store = binary.BigEndian.AppendUint32(store, version)
-	store = binary.BigEndian.AppendUint32(store, n)
-	store = append(store, entries...)
+	copy(store, []byte{0xfe, 0xed, 0xfe, 0xed})
+	binary.BigEndian.PutUint32(store[4:], version)
+	binary.BigEndian.PutUint32(store[8:], n)
 	hash := sha1.New()
 	for _, c := range []byte("changeit") {
 		hash.Write([]byte{0, c})

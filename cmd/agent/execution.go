@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +50,6 @@ type execution struct {
 	stop       context.CancelCauseFunc // ends what serves
 	stopped    context.Context
 	terminated chan struct{} // closed when the container has ended
-	collect    int           // the garbage collector's setting, once the command runs
 
 	// taken is how many connections and datagrams of the run were taken so far.
 	taken func() (flows, datagrams uint64)
@@ -61,16 +61,8 @@ var errOver = errors.New("the run is over")
 // execute runs a command and returns its exit code. An error is ours: the command
 // did not start, or was ended for it.
 func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) {
-	// Nothing of what a start needs is garbage for long.
-	r := &execution{env: e, spec: spec, log: e.logger(), collect: debug.SetGCPercent(-1)}
-	books, err := e.openBooks()
-	if err != nil {
-		return exitOurs, err
-	}
-	if err := runtime.Sweep(e.runDir(), func(r runtime.Record) error { return books.closeInterrupted(r.ID, r.Folder) }); err != nil {
-		e.logger().WithError(err).Warn("what interrupted runs have left could not all be removed")
-	}
-	r.books = books
+	deferCollection()
+	r := &execution{env: e, spec: spec, log: e.logger()}
 	r.stopped, r.stop = context.WithCancelCause(ctx)
 	began := time.Now()
 	if err := r.begin(); err != nil {
@@ -102,18 +94,29 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 	return status.Code, nil
 }
 
+// deferCollection lets a start, and what is over a second later, do without the
+// garbage collector, which would take a tenth of the time.
+func deferCollection() {
+	const enough = 64 << 20 // bytes, beyond which it does collect
+	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(enough)
+	time.AfterFunc(time.Second, func() {
+		debug.SetMemoryLimit(limit)
+		debug.SetGCPercent(percent)
+	})
+}
+
 // begin acquires what a run needs before its first event: a name, the boundary,
 // credentials, and its journal. It fails without a trace.
-func (r *execution) begin() (err error) {
-	folder := r.env.runFolder(r.spec.id)
-	record := runtime.Record{ID: r.spec.id, PID: os.Getpid(), Folder: folder}
-	if r.claim, err = runtime.TakeClaim(r.env.runDir(), r.spec.name, record); err != nil {
-		if _, busy := errors.AsType[*runtime.BusyError](err); busy {
-			return withHint(err, "choose another --name, or wait for it to end")
-		}
-		return err
-	}
-	if r.boundary, err = newBoundary(); err != nil {
+func (r *execution) begin() error {
+	// A namespace that nobody is in has no name, and waits for the kernel.
+	made := make(chan error, 1)
+	go func() {
+		var err error
+		r.boundary, err = newBoundary()
+		made <- err
+	}()
+	err := r.takeName()
+	if err = errors.Join(err, <-made); err != nil {
 		return err
 	}
 	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.boundary.owner, r.log); err != nil {
@@ -137,6 +140,23 @@ func (r *execution) begin() (err error) {
 		return stateError(err)
 	}
 	return nil
+}
+
+// takeName clears away what others have left, and takes the run's name.
+func (r *execution) takeName() (err error) {
+	if r.books, err = r.env.openBooks(); err != nil {
+		return err
+	}
+	err = runtime.Sweep(r.env.runDir(), func(left runtime.Record) error { return r.books.closeInterrupted(left.ID, left.Folder) })
+	if err != nil {
+		r.log.WithError(err).Warn("what interrupted runs have left could not all be removed")
+	}
+	record := runtime.Record{ID: r.spec.id, PID: os.Getpid(), Folder: r.env.runFolder(r.spec.id)}
+	r.claim, err = runtime.TakeClaim(r.env.runDir(), r.spec.name, record)
+	if _, busy := errors.AsType[*runtime.BusyError](err); busy {
+		return withHint(err, "choose another --name, or wait for it to end")
+	}
+	return err
 }
 
 // openLog turns the run's log to a file: stderr is the command's from now on, and
@@ -177,7 +197,6 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	defer stopSignals()
 	r.started = true
 	if err = r.container.Start(); err == nil {
-		debug.SetGCPercent(r.collect)
 		status, err = r.container.Wait()
 	}
 	close(r.terminated)
@@ -316,7 +335,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Stderr:     asFile(r.env.stderr),
 		Helper:     r.spec.helper,
 		Files:      files,
-		Bundle:     append(append([]byte{}, r.spec.bundle...), r.authority.PEM()...),
+		Bundle:     slices.Concat(r.spec.bundle, r.authority.PEM()),
 		Authority:  r.authority.PEM(),
 		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Nameserver),
 		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",
