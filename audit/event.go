@@ -50,6 +50,17 @@ type Policy struct {
 	Passthrough []string `json:"passthrough,omitempty"`
 	File        string   `json:"file,omitempty"`  // the host-wide one that narrowed it
 	Within      []string `json:"within,omitzero"` // that file's allow list, when it has one
+
+	Limits NetworkLimits `json:"limits"`
+}
+
+// NetworkLimits bound what a run takes of the proxy.
+type NetworkLimits struct {
+	MaxFlows           int   `json:"max_flows"`            // open at once
+	MaxHeader          int   `json:"max_header"`           // bytes of a request's head
+	HandshakeTimeoutMS int64 `json:"handshake_timeout_ms"` // to dial, and for TLS on either side
+	HeaderTimeoutMS    int64 `json:"header_timeout_ms"`    // for a request's head
+	IdleTimeoutMS      int64 `json:"idle_timeout_ms"`      // between two requests
 }
 
 // RunExit closes every complete journal.

@@ -13,8 +13,6 @@ import (
 	"agentops/mitm/policy"
 )
 
-const dialTimeout = 10 * time.Second
-
 // Pin says where a name is dialled, whatever DNS says of it. It is the one way
 // for a name to lead to an address that is not public.
 type Pin struct {
@@ -80,11 +78,19 @@ type Dialer struct {
 	pins     []Pin
 	policy   *policy.Policy
 	resolver *net.Resolver
+	timeout  time.Duration // 0: the kernel's
 }
 
 // NewDialer makes a dialer.
 func NewDialer(pins []Pin, p *policy.Policy) *Dialer {
 	return &Dialer{pins: pins, policy: p, resolver: net.DefaultResolver}
+}
+
+// within returns the dialer with a bound on how long a call of Dial may take.
+func (d *Dialer) within(timeout time.Duration) *Dialer {
+	bounded := *d
+	bounded.timeout = timeout
+	return &bounded
 }
 
 func (d *Dialer) pin(host string) (Pin, bool) {
@@ -101,7 +107,7 @@ func (d *Dialer) pin(host string) (Pin, bool) {
 // Dial connects to a host, in the form of policy.Host, and port. A refused address
 // is a *GuardError.
 func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: dialTimeout, Resolver: d.resolver}
+	dialer := net.Dialer{Timeout: d.timeout, Resolver: d.resolver}
 	if to, ok := d.pinned(host, port); ok {
 		if err := checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr()); err != nil {
 			return nil, err

@@ -54,6 +54,7 @@ type refusal struct {
 	source string // where the rule stands
 	detail string
 	hint   string // what would allow it
+	status int    // of the answer to a request; 0: 403
 }
 
 // serve finds out what is spoken and hands the flow to who speaks it.
@@ -80,7 +81,7 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 	if errors.Is(err, errSilent) && f.mayBeOpaque() {
 		upstream, err = f.whoSpeaksFirst(ctx, conn, dial)
 		if err == nil && upstream == nil {
-			found, err = sniff(conn, handshakeTimeout)
+			found, err = sniff(conn, f.handshakeTimeout())
 		}
 	}
 	switch {
@@ -101,6 +102,11 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 func (f *flow) giveHTTP1(conn closeWriter, reader *bufio.Reader) {
 	f.http1 = newStrictConn(conn, reader, f)
 	f.proxy.decrypted.give(f.http1)
+}
+
+// handshakeTimeout bounds each step of what comes before the first request.
+func (f *flow) handshakeTimeout() time.Duration {
+	return f.proxy.config.Limits.HandshakeTimeout
 }
 
 func (f *flow) serveDNS(ctx context.Context) {

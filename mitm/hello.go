@@ -21,9 +21,9 @@ var errHello = errors.New("the client hello is all")
 
 // readHello reads a client hello, however it is cut into records and segments, and
 // returns the connection as it was before. The hello is nil when there was no
-// whole one; who goes on finds out why.
-func readHello(conn *bufferedConn) (*tls.ClientHelloInfo, *bufferedConn, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+// whole one by the deadline; who goes on finds out why.
+func readHello(conn *bufferedConn, deadline time.Time) (*tls.ClientHelloInfo, *bufferedConn, error) {
+	if err := conn.SetReadDeadline(deadline); err != nil {
 		return nil, nil, err
 	}
 	var seen bytes.Buffer

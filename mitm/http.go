@@ -23,12 +23,6 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-const (
-	headTimeout    = 30 * time.Second
-	keepAliveIdle  = 5 * time.Minute
-	maxHeaderBytes = 1 << 20
-)
-
 type flowKey struct{}
 
 // flowOf is the flow that a request came on.
@@ -37,9 +31,9 @@ func flowOf(ctx context.Context) *flow { return ctx.Value(flowKey{}).(*flow) }
 func newHTTPServer(p *Proxy) *http.Server {
 	s := &http.Server{
 		Handler:           p.handler(),
-		ReadHeaderTimeout: headTimeout,
-		IdleTimeout:       keepAliveIdle,
-		MaxHeaderBytes:    2 * maxHeaderBytes, // the limit is strictConn's, which records it; of HTTP/2 in frames
+		ReadHeaderTimeout: p.config.Limits.HeaderTimeout,
+		IdleTimeout:       p.config.Limits.IdleTimeout,
+		MaxHeaderBytes:    2 * p.config.Limits.HeaderBytes, // the limit is strictConn's and identify's, who record it
 		// OPTIONS * is for the upstream to answer.
 		DisableGeneralOptionsHandler: true,
 		Protocols:                    new(http.Protocols),
@@ -165,6 +159,9 @@ func (x *exchange) identify() *refusal {
 			return fronting("Host", r.Host, net.JoinHostPort(x.host, strconv.Itoa(int(f.destination.Port()))))
 		}
 	}
+	if most := f.proxy.config.Limits.HeaderBytes; headBytes(r) > most {
+		return &refusal{reason: policy.Malformed, status: http.StatusRequestHeaderFieldsTooLarge, detail: fmt.Sprintf("a head of more than %d bytes", most)}
+	}
 	path, _, _ := strings.Cut(target(r), "?")
 	if !strings.HasPrefix(path, "/") && path != "*" {
 		return &refusal{reason: policy.Malformed, detail: "the request is for no path"}
@@ -180,6 +177,18 @@ func (x *exchange) identify() *refusal {
 		}
 	}
 	return x.checkGrants()
+}
+
+// headBytes is the length of a request's head in HTTP/1's form, in which HTTP/2
+// puts it, too.
+func headBytes(r *http.Request) int {
+	n := len(r.Method) + len(r.RequestURI) + len(r.Host)
+	for name, values := range r.Header {
+		for _, value := range values {
+			n += len(name) + len(": \r\n") + len(value)
+		}
+	}
+	return n
 }
 
 // methods are those that a server may take a request to have: some take another

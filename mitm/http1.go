@@ -90,7 +90,7 @@ type strictConn struct {
 func newStrictConn(conn closeWriter, reader *bufio.Reader, f *flow) *strictConn {
 	return &strictConn{
 		closeWriter: conn, reader: reader, flow: f,
-		maxHead: maxHeaderBytes, changed: make(chan struct{}),
+		maxHead: f.proxy.config.Limits.HeaderBytes, changed: make(chan struct{}),
 	}
 }
 
@@ -136,13 +136,13 @@ func (c *strictConn) Read(p []byte) (int, error) {
 }
 
 // readLine returns the next line without its CRLF, which is good until the next
-// call. After a deadline it goes on where it was.
+// call. The limit is of bytes, together with the lines before it. After a deadline it goes on where it was.
 func (c *strictConn) readLine(limit int) ([]byte, error) {
 	for {
 		piece, err := c.reader.ReadSlice('\n')
 		c.line = append(c.line, piece...)
 		switch {
-		case len(c.line) > limit:
+		case len(c.lines)+len(c.line) > limit:
 			return nil, &malformed{status: http.StatusRequestHeaderFieldsTooLarge, detail: "a line or head of more than " + strconv.Itoa(limit) + " bytes"}
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
@@ -177,7 +177,7 @@ func (c *strictConn) readHead() error {
 		}
 	}
 	for {
-		line, err := c.readLine(c.maxHead - len(c.lines))
+		line, err := c.readLine(c.maxHead)
 		if err != nil {
 			return err
 		}
@@ -270,7 +270,7 @@ func (c *strictConn) endChunk() error {
 
 func (c *strictConn) readTrailer() error {
 	for {
-		line, err := c.readLine(maxTrailer - len(c.lines))
+		line, err := c.readLine(maxTrailer)
 		if err != nil {
 			return err
 		}

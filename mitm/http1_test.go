@@ -58,11 +58,11 @@ func TestMalformedRequestsAreRefusedAndRecorded(t *testing.T) {
 		"another expectation":            {"GET /x HTTP/1.1\r\n" + host + "Expect: 200-ok\r\n\r\n", 400},
 		"a trailer that frames":          {"POST /x HTTP/1.1\r\n" + host + "Trailer: Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
 		"a preface that is none":         {"PRI * HTTP/2.0\r\n\r\n" + strings.Repeat("x", 20), 400},
-		"a head that is too large":       {"GET /x HTTP/1.1\r\n" + host + "A: " + strings.Repeat("b", maxHeaderBytes) + "\r\n\r\n", 431},
-		"many fields that are too large": {"GET /x HTTP/1.1\r\n" + host + strings.Repeat("A: "+strings.Repeat("b", 4000)+"\r\n", maxHeaderBytes/4000+1) + "\r\n", 431},
+		"a head that is too large":       {"GET /x HTTP/1.1\r\n" + host + "A: " + strings.Repeat("b", 8<<10) + "\r\n\r\n", 431},
+		"many fields that are too large": {"GET /x HTTP/1.1\r\n" + host + strings.Repeat("A: "+strings.Repeat("b", 4000)+"\r\n", 3) + "\r\n", 431},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, benchConfig{upstream: plain(t, func(_ http.ResponseWriter, r *http.Request) {
+			b := newBench(t, benchConfig{limits: Limits{HeaderBytes: 8 << 10}, upstream: plain(t, func(_ http.ResponseWriter, r *http.Request) {
 				if r.RequestURI != "/ok" {
 					t.Errorf("the upstream got %s", r.RequestURI)
 				}

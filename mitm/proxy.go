@@ -4,7 +4,6 @@
 package mitm
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -31,7 +30,8 @@ type Recorder interface {
 	Append(audit.Event) error
 }
 
-// Config configures a Proxy. All fields but Grants and Owner are needed.
+// Config configures a Proxy. All fields but Grants, Limits and
+// Owner are needed.
 type Config struct {
 	Policy    *policy.Policy
 	Authority *authority.Authority
@@ -42,18 +42,12 @@ type Config struct {
 	Recorder  Recorder
 	Log       logrus.FieldLogger
 	Grants    []Grant
-
-	// MaxFlows is how many may be open at once; those beyond are refused. 0:
-	// DefaultFlows.
-	MaxFlows int
+	Limits    Limits
 
 	// Owner names the process that has made a connection, which has just been
 	// accepted; nil: not known.
 	Owner func(source, destination netip.AddrPort) *audit.Process
 }
-
-// DefaultFlows is how many flows a run may have open at once.
-const DefaultFlows = 10_000
 
 // Proxy serves the connections of one run.
 type Proxy struct {
@@ -72,6 +66,8 @@ type Proxy struct {
 
 // New makes a proxy.
 func New(config Config) *Proxy {
+	config.Limits = config.Limits.orDefaults()
+	config.Dialer = config.Dialer.within(config.Limits.HandshakeTimeout)
 	p := &Proxy{
 		config:    config,
 		decrypted: newHandover(),
@@ -169,7 +165,7 @@ func (p *Proxy) newFlow(conn net.Conn) *flow {
 	if p.closed {
 		return nil
 	}
-	if most := cmp.Or(p.config.MaxFlows, DefaultFlows); len(p.flows) >= most {
+	if most := p.config.Limits.Flows; len(p.flows) >= most {
 		f.full = true
 		f.refusal = &refusal{reason: policy.Limit, detail: fmt.Sprintf("the run has %d connections open already", most)}
 	}

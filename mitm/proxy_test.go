@@ -144,7 +144,7 @@ type benchConfig struct {
 	upstream *httptest.Server // pinned to every name, and trusted
 	process  *audit.Process   // that has made every connection
 	grants   []Grant
-	flows    int // at most
+	limits   Limits
 }
 
 func newBench(t testing.TB, c benchConfig) *bench {
@@ -183,7 +183,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 	log.SetLevel(logrus.DebugLevel)
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
-		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, MaxFlows: c.flows,
+		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, Limits: c.limits,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Grants: c.grants,
 	})
@@ -570,7 +570,7 @@ func TestTLSFailuresOfBothSides(t *testing.T) {
 
 // At the limit others go on, and a new flow is refused with a record.
 func TestTooManyFlowsAreRefused(t *testing.T) {
-	b := newBench(t, benchConfig{upstream: plain(t, echo), flows: 2})
+	b := newBench(t, benchConfig{upstream: plain(t, echo), limits: Limits{Flows: 2}})
 	clients := []*http.Client{b.client(), b.client()}
 	for _, client := range clients {
 		b.get(client, "http://www.example.com/")

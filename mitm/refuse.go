@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ var errRefused = errors.New("refused")
 
 // refuse answers a request with the reason for its refusal, and records it.
 func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
-	x.status, x.err = http.StatusForbidden, errRefused
+	x.status, x.err = cmp.Or(r.status, http.StatusForbidden), errRefused
 	f := x.flow
 	if f.opened("http") != nil {
 		panic(http.ErrAbortHandler)
@@ -42,7 +43,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 	x.problem(w, problem{
 		Type:   "urn:agentops:refused:" + string(r.reason),
 		Title:  "Refused by this run's policy",
-		Status: http.StatusForbidden,
+		Status: x.status,
 		Detail: r.detail,
 		Reason: r.reason,
 		Rule:   r.rule,

@@ -22,9 +22,7 @@ const (
 	// silentAfter is how long a client may say nothing before it is taken to
 	// wait for the server to speak first.
 	silentAfter = 200 * time.Millisecond
-	// handshakeTimeout bounds what comes before the first request.
-	handshakeTimeout = 10 * time.Second
-	maxMethod        = 20 // bytes; the longest registered one has 17
+	maxMethod   = 20 // bytes; the longest registered one has 17
 )
 
 // serverFirst are the ports of protocols in which the server speaks first, for
@@ -39,7 +37,7 @@ var errSilent = errors.New("the client said nothing")
 func (f *flow) silence() time.Duration {
 	switch {
 	case !f.mayBeOpaque():
-		return handshakeTimeout
+		return f.handshakeTimeout()
 	case serverFirst[f.destination.Port()]:
 		return 0
 	}
@@ -64,7 +62,7 @@ func sniff(conn *bufferedConn, silence time.Duration) (protocol, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(conn.flow.handshakeTimeout())); err != nil {
 		return 0, err
 	}
 	found := protocolOpaque

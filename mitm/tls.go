@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -27,7 +28,8 @@ const (
 // what is in it.
 func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	f.tls = true
-	hello, conn, err := readHello(conn)
+	deadline := time.Now().Add(f.handshakeTimeout())
+	hello, conn, err := readHello(conn, deadline)
 	if err != nil {
 		f.fail(err)
 		f.reset()
@@ -45,12 +47,12 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	client := tls.Server(conn, &tls.Config{
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
 			config, dial, err = f.answerHello(ctx, hello)
-			return config, errors.Join(err, conn.SetDeadline(time.Now().Add(handshakeTimeout)))
+			return config, errors.Join(err, conn.SetDeadline(time.Now().Add(f.handshakeTimeout())))
 		},
 	})
 	// Time is set on the connection, not by a context: at the end of one, a
 	// goroutine of the handshake's would close the flow while this one has it.
-	err = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	err = conn.SetDeadline(deadline)
 	if err == nil {
 		err = client.Handshake()
 	}
@@ -162,6 +164,9 @@ func describeClient(err error, host string) string {
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Sprintf("%v: the client broke the handshake off, as some do that do not trust this run's authority%s", err, advice)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Sprintf("%v: the client did not complete the handshake in time", err)
 	}
 	return err.Error()
 }

@@ -66,7 +66,7 @@ func (u *upstreams) transport(speak func(*http.Protocols), alpn ...string) *http
 		Protocols:             new(http.Protocols),
 		DisableCompression:    true, // bodies pass as they are
 		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       upstreamIdle,
+		IdleConnTimeout:       min(upstreamIdle, u.proxy.config.Limits.IdleTimeout),
 		ExpectContinueTimeout: time.Second,
 	}
 	speak(t.Protocols)
@@ -167,7 +167,7 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 			return new(tls.Certificate), nil
 		},
 	})
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.handshakeTimeout())
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
@@ -220,7 +220,7 @@ func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
 			return nil
 		},
 	})
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.handshakeTimeout())
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); !good {
 		f.tlsFailure("upstream", describeUpstream(err, host))

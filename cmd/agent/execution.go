@@ -251,7 +251,7 @@ func (r *execution) serve() {
 	proxy := mitm.New(mitm.Config{
 		Policy: &r.spec.policy, Authority: r.authority, Names: names, Resolver: dns, Dialer: dialer,
 		Upstreams: r.spec.roots, Recorder: r.journal, Log: r.log, Owner: r.boundary.owner, Grants: r.spec.headers,
-		MaxFlows: r.spec.maxFlows,
+		Limits: r.spec.network,
 	})
 	r.taken = func() (flows, datagrams uint64) { return proxy.Accepted(), dns.Received() }
 	r.start("the proxy", func() error {

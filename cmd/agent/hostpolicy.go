@@ -33,6 +33,8 @@ type hostPolicy struct {
 		Deny   []policy.Rule `yaml:"deny"`   // added to every run's
 		// hosts whose TLS runs may leave unopened
 		Passthrough []string `yaml:"passthrough"`
+		// the most that runs may have
+		Limits networkLimits `yaml:",inline"`
 	} `yaml:"network"`
 	Grants     []string `yaml:"grants"`     // names of grants that runs may use
 	Mounts     []string `yaml:"mounts"`     // folders that mounts and root trees may be in
@@ -42,7 +44,7 @@ type hostPolicy struct {
 	passthrough []policy.Rule
 }
 
-var hostPolicyKeys = append([]string{"network", "policy", "allow", "deny", "passthrough", "grants", "mounts", "workspaces"}, ruleKeys...)
+var hostPolicyKeys = slices.Concat([]string{"network", "policy", "allow", "deny", "passthrough", "grants", "mounts", "workspaces"}, networkLimitKeys, ruleKeys)
 
 // readHostPolicy reads the host's policy; nil without one. A file that others than
 // root could have written, or taken away, is an error, as is one that cannot be

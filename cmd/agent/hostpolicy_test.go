@@ -14,12 +14,15 @@ func TestReadHostPolicy(t *testing.T) {
 	for name, c := range map[string]struct{ content, err, hint string }{
 		"empty":           {"", "", ""},
 		"comment":         {"# nothing\n", "", ""},
-		"all":             {"network:\n  policy: strict\n  allow: [a.example, {host: b.example, ports: [443, 8000-8999], methods: [GET], paths: [/x/**]}, tcp: c.example:22]\n  deny: []\n  passthrough: ['*.example:443']\ngrants: [a]\nmounts: [/srv]\nworkspaces: [/work]\n", "", ""},
+		"all":             {"network:\n  policy: strict\n  allow: [a.example, {host: b.example, ports: [443, 8000-8999], methods: [GET], paths: [/x/**]}, tcp: c.example:22]\n  deny: []\n  passthrough: ['*.example:443']\n  max_flows: 100\n  max_header: 64k\n  handshake_timeout: 5s\n  header_timeout: 10s\n  idle_timeout: 1m\ngrants: [a]\nmounts: [/srv]\nworkspaces: [/work]\n", "", ""},
 		"misspelt":        {"grants: [a]\nmount: [/srv]\n", `policy.yaml:2: unknown field "mount"`, `"mounts"`},
 		"nested":          {"network:\n  resolve: ['a=127.0.0.1']\n", `policy.yaml:2: unknown field "resolve"`, ""},
 		"in a rule":       {"network:\n  allow:\n    - host: a\n      method: [GET]\n", `policy.yaml:4: unknown field "method"`, `"methods"`},
 		"bad rule":        {"network:\n  allow: ['http://x/']\n", `policy.yaml: rule "http://x/"`, ""},
 		"bad passthrough": {"network:\n  passthrough: ['*']\n", "policy.yaml: passthrough: ", ""},
+		"bad limit":       {"network:\n  policy: strict\n  max_flows: many\n", `policy.yaml:3: network.max_flows: "many" is no number from 1 to 100000`, ""},
+		"misspelt limit":  {"network:\n  max_flow: 1\n", `policy.yaml:2: unknown field "max_flow"`, `"max_flows"`},
+		"null limit":      {"network:\n  idle_timeout:\n", `policy.yaml:2: `, ""},
 		"bad mode":        {"network:\n  policy: lax\n", `policy.yaml: network policy "lax"`, ""},
 		"null list":       {"grants:\n", "policy.yaml:1: there is nothing", "write []"},
 		"null network":    {"mounts: []\nnetwork:\n", "policy.yaml:2: there is nothing", "write []"},
@@ -65,15 +68,6 @@ func TestTheHostPolicyBoundsPassthrough(t *testing.T) {
 		}
 		if allowed && !spec.policy.PassesThrough("a.b.example", 443) {
 			t.Errorf("%q: the host does not pass through", content)
-		}
-	}
-}
-
-func TestMaxFlowsIsBounded(t *testing.T) {
-	for n, good := range map[int]bool{-1: false, 0: true, 1: true, maxFlows: true, maxFlows + 1: false} {
-		spec := &runSpec{}
-		if err := spec.resolveNetwork(networkSettings{MaxFlows: n}, nil); (err == nil) != good || good && spec.maxFlows != n {
-			t.Errorf("%d: %v", n, err)
 		}
 	}
 }

@@ -50,7 +50,7 @@ type runSpec struct {
 	headers   []mitm.Grant // likewise, opened
 	policy    policy.Policy
 	pins      []mitm.Pin
-	maxFlows  int                   // 0: mitm.DefaultFlows
+	network   mitm.Limits
 	roots     func() *x509.CertPool // of upstreams
 	bundle    []byte                // system roots, PEM
 	helper    io.Reader
@@ -178,8 +178,8 @@ func merge(file, flags settings) settings {
 			Allow:       join(file.Network.Allow, flags.Network.Allow),
 			Deny:        join(file.Network.Deny, flags.Network.Deny),
 			Resolve:     join(file.Network.Resolve, flags.Network.Resolve),
-			MaxFlows:    file.Network.MaxFlows,
 			Passthrough: join(file.Network.Passthrough, flags.Network.Passthrough),
+			Limits:      file.Network.Limits,
 		},
 	}
 }
@@ -286,9 +286,6 @@ func (s *runSpec) resolveGrants(e *env, names []string, host *hostPolicy) error 
 	return nil
 }
 
-// maxFlows bounds what can be asked for: each takes two descriptors of agent's.
-const maxFlows = 100_000
-
 // resolveNetwork makes the policy of the run's settings and its grants, narrowed
 // by the host's.
 func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
@@ -311,10 +308,9 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 			s.policy.Allow = append(s.policy.Allow, rule.From("grant "+g.GrantName()))
 		}
 	}
-	if n.MaxFlows < 0 || n.MaxFlows > maxFlows {
-		return fmt.Errorf("max_flows %d is not 1 to %d", n.MaxFlows, maxFlows)
+	if s.network, err = n.Limits.resolve(host); err != nil {
+		return err
 	}
-	s.maxFlows = n.MaxFlows
 	for _, text := range n.Passthrough {
 		rule, err := policy.ParsePassthrough(text)
 		if err != nil {
@@ -377,6 +373,7 @@ func (s *runSpec) record(merged settings, hostPolicy *hostPolicy) audit.RunStart
 		Deny:        texts(s.policy.Deny),
 		Resolve:     n.Resolve,
 		Passthrough: n.Passthrough,
+		Limits:      recordLimits(s.network),
 	}
 	if hostPolicy != nil {
 		p.File = hostPolicy.path

@@ -47,7 +47,8 @@ type networkSettings struct {
 	Resolve []string      `yaml:"resolve"` // NAME=IP[:PORT]
 	// HOST[:PORTS], whose TLS is not opened
 	Passthrough []string `yaml:"passthrough"`
-	MaxFlows    int      `yaml:"max_flows"` // open at once; 0: mitm.DefaultFlows
+
+	Limits networkLimits `yaml:",inline"`
 
 	source string // where Policy is set
 }
@@ -95,11 +96,11 @@ func parseSettings(path string, content []byte) (s settings, err error) {
 // have, for who misspells one.
 var (
 	ruleKeys     = []string{"host", "ports", "methods", "paths", "tcp", "udp"}
-	settingsKeys = append([]string{
+	settingsKeys = slices.Concat([]string{
 		"name", "grants", "command", "env", "mounts", "rootfs", "cap_add", "limits", "network",
 		"memory", "cpus", "pids", "open_files",
-		"policy", "allow", "deny", "resolve", "passthrough", "max_flows",
-	}, ruleKeys...)
+		"policy", "allow", "deny", "resolve", "passthrough",
+	}, networkLimitKeys, ruleKeys)
 )
 
 // decodeStrictly reads one YAML document with no other keys than those of into.

@@ -11,9 +11,10 @@ import (
 func TestReadSettings(t *testing.T) {
 	for name, c := range map[string]struct{ content, err, hint string }{
 		"empty":       {"", "", ""},
-		"all":         {"name: x\ngrants: [a]\ncommand: [b]\nenv: [C=d]\nmounts: ['./e:/f:ro']\nrootfs: g\ncap_add: [k]\nlimits: {memory: 1g, cpus: 0.5, pids: 7, open_files: 8}\nnetwork:\n  policy: strict\n  allow: [h]\n  deny: [i]\n  resolve: ['j=127.0.0.1']\n  passthrough: [k]\n  max_flows: 9\n", "", ""},
+		"all":         {"name: x\ngrants: [a]\ncommand: [b]\nenv: [C=d]\nmounts: ['./e:/f:ro']\nrootfs: g\ncap_add: [k]\nlimits: {memory: 1g, cpus: 0.5, pids: 7, open_files: 8}\nnetwork:\n  policy: strict\n  allow: [h]\n  deny: [i]\n  resolve: ['j=127.0.0.1']\n  passthrough: [k]\n  max_flows: 9\n  max_header: 8k\n  handshake_timeout: 1s\n  header_timeout: 2s\n  idle_timeout: 1m30s\n", "", ""},
 		"misspelt":    {"name: x\ngrant: [a]\n", `agent.yaml:2: unknown field "grant"`, `"grants"`},
 		"nested":      {"network:\n  alow: [a]\n", `agent.yaml:2: unknown field "alow"`, `"allow"`},
+		"bad limit":   {"network:\n  deny: [a]\n  idle_timeout: 5\n", `agent.yaml:3: network.idle_timeout: "5" is no time from 1ms to 24h, such as 30s`, ""},
 		"wrong type":  {"grants: {a: b}\n", "agent.yaml:1: ", ""},
 		"twice":       {"name: a\nname: b\n", "agent.yaml:2: ", ""},
 		"no YAML":     {"name: [\n", "agent.yaml:1: ", ""},
