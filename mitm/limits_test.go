@@ -228,3 +228,17 @@ func TestALargeHeadIsRefused(t *testing.T) {
 		})
 	}
 }
+
+// A run that makes up names takes no more of us for each.
+func TestWhatIsKnownOfUpstreamsIsBounded(t *testing.T) {
+	known := make(map[string]int)
+	for i := range maxUpstreams + 100 {
+		remember(known, fmt.Sprint(i), i)
+		if got, ok := known[fmt.Sprint(i)]; !ok || got != i {
+			t.Fatalf("%d was not kept", i)
+		}
+	}
+	if len(known) != maxUpstreams {
+		t.Errorf("%d are kept, want %d", len(known), maxUpstreams)
+	}
+}

@@ -17,6 +17,7 @@ const (
 	upstreamIdle = 90 * time.Second
 	verifiedFor  = 5 * time.Minute // that a certificate counts which was seen
 	maxSessions  = 256             // of upstreams that may be resumed
+	maxUpstreams = 4096            // of which it is known what they speak, or that they were verified
 )
 
 // upstreams keeps the connections to the outside: HTTP goes out as it came in, so
@@ -107,7 +108,7 @@ func (u *upstreams) protocols(ctx context.Context, f *flow) ([]string, error) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.spoke[address] = spoke
+	remember(u.spoke, address, spoke)
 	u.ready[address] = append(u.ready[address], conn)
 	time.AfterFunc(readyFor, func() { u.dropReady(address, conn) })
 	return spoke, nil
@@ -162,7 +163,7 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			u.mu.Lock()
 			defer u.mu.Unlock()
-			u.certificates[address] = true
+			remember(u.certificates, address, true)
 			wantsCertificate = true
 			return new(tls.Certificate), nil
 		},
@@ -178,6 +179,19 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 		return nil, fmt.Errorf("TLS with %s: %w", host, err)
 	}
 	return conn, nil
+}
+
+// remember keeps what was learnt of an upstream, in the place of something else
+// when there is much: a run makes up as many names as it likes. What is forgotten
+// is learnt again.
+func remember[V any](known map[string]V, address string, value V) {
+	if len(known) >= maxUpstreams {
+		for other := range known {
+			delete(known, other)
+			break
+		}
+	}
+	known[address] = value
 }
 
 // explain returns the error with which an upstream has failed. In TLS 1.3 a client
@@ -228,7 +242,7 @@ func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.verified[address] = time.Now().Add(verifiedFor)
+	remember(u.verified, address, time.Now().Add(verifiedFor))
 	return nil
 }
 
