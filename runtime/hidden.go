@@ -3,7 +3,9 @@ package runtime
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,14 +129,49 @@ func hide(extra, visible []string) (hiding, error) {
 // findSecrets are those of secretPaths that this host has.
 func findSecrets() ([]string, error) {
 	var paths []string
+	listed := make(map[string][]string) // most patterns are of one folder
 	for _, pattern := range secretPaths {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, fmt.Errorf("look for %s: %w", pattern, err)
+		dir, name := filepath.Split(pattern)
+		if !strings.Contains(name, "*") || strings.Contains(dir, "*") {
+			found, err := filepath.Glob(pattern)
+			if err != nil {
+				return nil, fmt.Errorf("look for %s: %w", pattern, err)
+			}
+			paths = append(paths, found...)
+			continue
 		}
-		paths = append(paths, found...)
+		names, ok := listed[dir]
+		if !ok {
+			var err error
+			if names, err = namesIn(dir); err != nil {
+				return nil, err
+			}
+			listed[dir] = names
+		}
+		for _, candidate := range names {
+			matches, err := filepath.Match(name, candidate)
+			if err != nil {
+				return nil, fmt.Errorf("look for %s: %w", pattern, err)
+			}
+			if matches {
+				paths = append(paths, dir+candidate)
+			}
+		}
 	}
 	return paths, nil
+}
+
+// namesIn lists a folder; one that is not there has none.
+func namesIn(dir string) ([]string, error) {
+	folder, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	return folder.Readdirnames(-1)
 }
 
 // homes are the home folders of this host's users, each once, but for those
