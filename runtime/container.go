@@ -77,13 +77,16 @@ func Create(cfg Config) (_ *Container, err error) {
 }
 
 // create runs on the container's thread.
-func (c *Container) create(cfg *Config) error {
+func (c *Container) create(cfg *Config) (err error) {
 	v, err := newView(cfg)
 	// Also what a view that failed has mounted and written.
 	c.cleanup.push(func() error { return c.thread.do(emptyView(cfg.Folder).discard) })
 	if err != nil {
 		return err
 	}
+	filled := make(chan error, 1)
+	go func() { filled <- v.fill() }()
+	defer func() { err = errors.Join(err, <-filled) }()
 	if c.cgroup, err = makeCgroup(cgroupName(cfg.ID)); err != nil {
 		return err
 	}

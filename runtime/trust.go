@@ -11,12 +11,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,9 +101,12 @@ func (v *view) trust(cfg *Config) error {
 	if cfg.Bundle == nil {
 		return nil
 	}
-	store := javaStore(cfg.Bundle)
-	for name, content := range map[string][]byte{bundleName: cfg.Bundle, authorityName: cfg.Authority, javaStoreName: store} {
-		if err := writeFile(v.staged(name), bytes.NewReader(content), 0o444); err != nil {
+	bundle := func() io.Reader { return bytes.NewReader(cfg.Bundle) }
+	made := sync.OnceValue(func() []byte { return javaStore(cfg.Bundle) })
+	store := func() io.Reader { return bytes.NewReader(made()) }
+	authority := func() io.Reader { return bytes.NewReader(cfg.Authority) }
+	for name, content := range map[string]func() io.Reader{bundleName: bundle, authorityName: authority, javaStoreName: store} {
+		if err := v.writeLater(v.staged(name), content, 0o444); err != nil {
 			return err
 		}
 	}
@@ -110,12 +115,12 @@ func (v *view) trust(cfg *Config) error {
 		return &os.PathError{Op: "open", Path: v.root, Err: err}
 	}
 	defer unix.Close(root)
-	if v.replaceStores(root, bundlePaths, bundleName, cfg.Bundle) == 0 {
+	if v.replaceStores(root, bundlePaths, bundleName, bundle) == 0 {
 		// For who looks there only, as GnuTLS does. A tree that nothing can be
 		// written to has the variables.
 		if file, err := openFile(root, bundlePaths[0]); err == nil {
 			unix.Close(file)
-			v.replaceStores(root, bundlePaths[:1], bundleName, cfg.Bundle)
+			v.replaceStores(root, bundlePaths[:1], bundleName, bundle)
 		}
 	}
 	paths := slices.Clone(javaStores)
@@ -132,10 +137,10 @@ func (v *view) staged(name string) string {
 	return filepath.Join(v.stage, agentopsFolder, name)
 }
 
-// replaceStores writes what /agentops has under a name to those of the paths that
-// are there, each file once, and returns how many they are. What cannot be
+// replaceStores has what /agentops has under a name written to those of the paths
+// that are there, each file once, and returns how many they are. What cannot be
 // written is to be mounted on.
-func (v *view) replaceStores(root int, paths []string, name string, content []byte) int {
+func (v *view) replaceStores(root int, paths []string, name string, content func() io.Reader) int {
 	type inode struct{ device, number uint64 }
 	var seen []inode
 	for _, path := range paths {
@@ -148,7 +153,9 @@ func (v *view) replaceStores(root int, paths []string, name string, content []by
 		file := inode{st.Dev, st.Ino}
 		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && !slices.Contains(seen, file) {
 			seen = append(seen, file)
-			if os.WriteFile(descriptor(fd), content, 0) != nil {
+			if file, err := os.OpenFile(descriptor(fd), os.O_WRONLY|os.O_TRUNC, 0); err == nil {
+				v.unfilled = append(v.unfilled, unfilled{file, content})
+			} else {
 				v.stores = append(v.stores, Mount{Source: v.staged(name), Destination: path, ReadOnly: true})
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"os/exec"
@@ -129,6 +130,9 @@ func TestTrust(t *testing.T) {
 			if err := v.trust(&Config{Bundle: bundle, Authority: authority, Env: test.env}); err != nil {
 				t.Fatal(err)
 			}
+			if err := v.fill(); err != nil {
+				t.Fatal(err)
+			}
 			if content, err := os.ReadFile(outside); err != nil || string(content) != "the host's" {
 				t.Errorf("outside of the tree: %q, %v", content, err)
 			}
@@ -165,7 +169,7 @@ func TestStoresThatCannotBeWritten(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := v.trust(&cfg); err != nil {
+	if err := errors.Join(v.trust(&cfg), v.fill()); err != nil {
 		t.Fatal(err)
 	}
 	want := []Mount{{Source: v.stage + "/agentops/ca-bundle.pem", Destination: "/etc/ssl/certs/ca-certificates.crt", ReadOnly: true}}

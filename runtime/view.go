@@ -34,11 +34,26 @@ type view struct {
 	masked   []string // what could not be hidden in the tree itself
 	stores   []Mount  // trust stores that could not be written in the tree itself
 	javaless bool     // no trust store of a Java was found
+
+	// unfilled are files that only the command reads.
+	unfilled []unfilled
 }
 
-// newView puts the tree together. Nobody but the calling thread sees it.
-func newView(cfg *Config) (*view, error) {
+// unfilled is an open file whose content is still to be written.
+type unfilled struct {
+	file    *os.File
+	content func() io.Reader
+}
+
+// newView puts the tree together, but for what fill writes. Nobody but the calling
+// thread sees it.
+func newView(cfg *Config) (_ *view, err error) {
 	v := emptyView(cfg.Folder)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, v.fill())
+		}
+	}()
 	if err := os.MkdirAll(v.base, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run's view: %w", err)
 	}
@@ -203,20 +218,52 @@ func (v *view) fillStage(cfg *Config) error {
 			return err
 		}
 	}
-	return writeFile(filepath.Join(v.stage, "agentops", helperName), cfg.Helper, 0o555)
+	return v.writeLater(filepath.Join(v.stage, "agentops", helperName), func() io.Reader { return cfg.Helper }, 0o555)
 }
 
 // writeFile writes a new file, and the folders above it, with that very mode.
 func writeFile(path string, content io.Reader, mode os.FileMode) error {
-	if err := makeFolders(filepath.Dir(path)); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	file, err := makeFile(path, mode)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(file, content)
-	return errors.Join(err, file.Chmod(mode), file.Close()) // whatever the umask is
+	return errors.Join(err, file.Close())
+}
+
+// writeLater makes a new file that fill writes.
+func (v *view) writeLater(path string, content func() io.Reader, mode os.FileMode) error {
+	file, err := makeFile(path, mode)
+	if err == nil {
+		v.unfilled = append(v.unfilled, unfilled{file, content})
+	}
+	return err
+}
+
+// fill writes the files that are long. It may be called on any thread.
+func (v *view) fill() error {
+	var errs []error
+	for _, u := range v.unfilled {
+		_, err := io.Copy(u.file, u.content())
+		errs = append(errs, err, u.file.Close())
+	}
+	v.unfilled = nil
+	return errors.Join(errs...)
+}
+
+// makeFile makes a new file, and the folders above it, with that very mode.
+func makeFile(path string, mode os.FileMode) (*os.File, error) {
+	if err := makeFolders(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := file.Chmod(mode); err != nil { // whatever the umask is
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
 }
 
 // makeFolders makes folders that every user of the run can pass.
