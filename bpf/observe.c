@@ -280,6 +280,13 @@ static __always_inline int is_credentials(const struct flow *flow)
 	       flow->protocol == IPPROTO_TCP && flow->destination_port == credential_port;
 }
 
+static __always_inline int is_from_own(const struct flow *flow)
+{
+	if (flow->family == AF_INET)
+		return is_own4(flow->source[0]);
+	return is_own6(flow->source[0], flow->source[1], flow->source[2], flow->source[3]);
+}
+
 // Whether the host is at the other end, who wants to know the owner.
 static __always_inline int is_hosts(const struct flow *flow)
 {
@@ -349,13 +356,21 @@ int observe_egress(struct __sk_buff *skb)
 		return 1;
 	}
 	// With an IPv6 extension header a packet is dropped on its way, by whom no
-	// record comes; many datagrams in one the redirect would count once.
-	if (packet == PACKET_WRONG || skb->gso_segs > 1 || leads_nowhere(&flow))
+	// record comes; many datagrams in one the redirect would count once. The answer
+	// to an address that is not the run's own would be given to the host's sockets,
+	// like anything else.
+	int from_own = is_from_own(&flow);
+	if (packet == PACKET_WRONG || skb->gso_segs > 1 || !from_own || leads_nowhere(&flow))
 		return refuse(&flow, &owner);
 	bpf_map_update_elem(&datagrams, &flow, &owner, BPF_ANY);
 	// Here, since the redirect is also asked where an ICMP error belongs.
-	if (flow.destination_port == bpf_htons(53))
+	switch (fate(bpf_ntohs(flow.destination_port), from_own)) {
+	case DATAGRAM_DNS:
 		count(COUNT_DNS);
+		break;
+	case DATAGRAM_RELAYED:
+		count(COUNT_RELAYED);
+	}
 	return 1;
 }
 

@@ -55,6 +55,7 @@ func LoadObserver(opts ObserverOptions) (*Observer, error) {
 	err = errors.Join(
 		spec.Variables[observeVarOwnAddr4].Set(opts.Own4.As4()),
 		spec.Variables[observeVarOwnAddr6].Set(opts.Own6.As16()),
+		spec.Variables[observeVarRelayedPorts].Set(opts.Redirect.relayed),
 		spec.Variables[observeVarKernel].Set(opts.Layout),
 		spec.Variables[observeVarCredentialPort].Set(networkOrder(opts.Credentials)),
 	)

@@ -94,6 +94,7 @@ const (
 	observeVarKernel           = "kernel"
 	observeVarOwnAddr4         = "own_addr4"
 	observeVarOwnAddr6         = "own_addr6"
+	observeVarRelayedPorts     = "relayed_ports"
 	observeVarUnusedRefusal    = "unused_refusal"
 )
 
@@ -165,6 +166,7 @@ type observeVariableSpecs struct {
 	Kernel         *ebpf.VariableSpec `ebpf:"kernel"`
 	OwnAddr4       *ebpf.VariableSpec `ebpf:"own_addr4"`
 	OwnAddr6       *ebpf.VariableSpec `ebpf:"own_addr6"`
+	RelayedPorts   *ebpf.VariableSpec `ebpf:"relayed_ports"`
 	UnusedRefusal  *ebpf.VariableSpec `ebpf:"unused_refusal"`
 }
 
@@ -217,6 +219,7 @@ type observeVariables struct {
 	Kernel         *ebpf.Variable `ebpf:"kernel"`
 	OwnAddr4       *ebpf.Variable `ebpf:"own_addr4"`
 	OwnAddr6       *ebpf.Variable `ebpf:"own_addr6"`
+	RelayedPorts   *ebpf.Variable `ebpf:"relayed_ports"`
 	UnusedRefusal  *ebpf.Variable `ebpf:"unused_refusal"`
 }
 

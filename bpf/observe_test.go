@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"agentops/bpf"
 	"agentops/netns"
@@ -41,7 +42,7 @@ func observe(t *testing.T, b *boundary, credentials uint16) *observed {
 	if err != nil || len(mounts) == 0 {
 		t.Fatalf("no cgroup2: %v", err)
 	}
-	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")))
+	path := filepath.Join(mounts[0].Mountpoint, "agentops-test-"+strings.ToLower(strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())))
 	if err := os.Mkdir(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -228,6 +229,89 @@ func TestDatagramsHaveTheirProcess(t *testing.T) {
 	}
 }
 
+func TestRelayedDatagramsHaveTheirProcess(t *testing.T) {
+	o := newObserved(t)
+	for _, c := range []struct {
+		address, destination string
+		conn                 *netns.Datagrams
+	}{
+		{"203.0.113.7/4460", "203.0.113.7:4460", o.udp4},
+		{"2001:db8::7/4460", "[2001:db8::7]:4460", o.udp6},
+		{"::ffff:203.0.113.7/4461", "203.0.113.7:4461", o.udp4},
+	} {
+		cmd := o.start(t, "echo question > /dev/udp/"+c.address)
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		_, source, destination, err := c.conn.Receive(make([]byte, 16))
+		if err != nil || destination.String() != c.destination {
+			t.Fatalf("received a datagram to %s, %v, want one to %s", destination, err, c.destination)
+		}
+		process, ok := o.observer.UDPOwner(source, destination)
+		o.check(t, c.address, cmd, process, ok)
+	}
+	if counts := o.counted(t); counts != (bpf.Counts{Relayed: 3}) {
+		t.Errorf("counts are %+v, want three datagrams to the relays", counts)
+	}
+}
+
+// An answer to an address that is not the run's own would be given to the host's
+// sockets. Nor may a run send as one of those it sends to, and so have two of them
+// talk to each other.
+func TestForeignSourcesAreRefused(t *testing.T) {
+	o := newObserved(t)
+	cmd := o.start(t, `exec /usr/bin/python3 -c "
+import socket
+for family, source, destination in (
+        (socket.AF_INET, '9.9.9.9', '8.8.8.8'), (socket.AF_INET, '198.18.0.1', '8.8.8.8'), (socket.AF_INET6, '::ffff:9.9.9.9', '::ffff:8.8.8.8'),
+        (socket.AF_INET6, '2001:db8::9', '2001:db8::8')):
+    for port in 53, 4460:
+        s = socket.socket(family, socket.SOCK_DGRAM)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            s.setsockopt(41, 78, 1)  # IPV6_FREEBIND
+        s.bind((source, port))
+        try:
+            s.sendto(b'x', (destination, port))
+        except PermissionError:
+            continue
+        raise SystemExit('it was sent')
+"`)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if counts := o.counted(t); counts != (bpf.Counts{Refused: 8}) {
+		t.Errorf("counts are %+v, want 8 refused", counts)
+	}
+}
+
+// A checksum is the sender's choice, which a count does not ask for.
+func TestDatagramsWithoutChecksumsArrive(t *testing.T) {
+	o := newObserved(t)
+	cmd := o.start(t, `exec /usr/bin/python3 -c "
+import socket
+for family, level, option, to in (socket.AF_INET, 1, 11, '203.0.113.7'), (socket.AF_INET6, 17, 101, '2001:db8::7'):
+    for port in 53, 4460:
+        s = socket.socket(family, socket.SOCK_DGRAM)
+        s.setsockopt(level, option, 1)
+        s.sendto(b'x', (to, port))
+"`)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, conn := range []net.PacketConn{o.dns4, o.dns6, o.udp4, o.udp6} {
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, err := conn.ReadFrom(make([]byte, 16)); err != nil || n != 1 {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+	}
+	if counts := o.counted(t); counts != (bpf.Counts{DNS: 2, Relayed: 2}) {
+		t.Errorf("counts are %+v, want two datagrams to the resolver and two to the relays", counts)
+	}
+}
+
 func TestRefusalsNameTheProcess(t *testing.T) {
 	o := newObserved(t)
 	for _, c := range []struct {
@@ -289,6 +373,7 @@ func TestOddDatagramsAreRefused(t *testing.T) {
 	for name, c := range map[string]struct{ socket, address string }{
 		// One send can make many datagrams of what it is given.
 		"UDP_SEGMENT": {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 53)`},
+		"UDP_SEGMENT relayed": {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 4460)`},
 		// An extension header, here of padding.
 		"IPV6_DSTOPTS": {"socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.setsockopt(41, 59, bytes([0, 0, 1, 4, 0, 0, 0, 0]))", `("2001:db8::53", 53)`},
 	} {
@@ -307,7 +392,7 @@ else:
 			if err := cmd.Wait(); err != nil {
 				t.Fatal(err)
 			}
-			if counts := o.counted(t); counts.DNS != 0 || counts.Refused != 1 {
+			if counts := o.counted(t); counts != (bpf.Counts{Refused: 1}) {
 				t.Errorf("counts are %+v, want one refusal", counts)
 			}
 		})

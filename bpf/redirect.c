@@ -15,10 +15,13 @@ enum {
 	SOCKET_TCP6,
 	SOCKET_DNS4,
 	SOCKET_DNS6,
+	SOCKET_RELAY4,
+	SOCKET_RELAY6,
 	SOCKETS,
 };
 
-// The listeners of the host's proxy and resolver, opened inside the namespace.
+// The listeners of the host's proxy, resolver and relays, opened inside the
+// namespace.
 // Sizes, not types: the kernel takes no type information with a SOCKMAP, and to
 // find that out costs an RCU grace period at every load.
 struct {
@@ -46,6 +49,14 @@ static __always_inline int is_own(struct bpf_sk_lookup *ctx)
 		return is_own4(field(ctx, local_ip4));
 	return is_own6(field(ctx, local_ip6[0]), field(ctx, local_ip6[1]),
 		       field(ctx, local_ip6[2]), field(ctx, local_ip6[3]));
+}
+
+static __always_inline int is_from_own(struct bpf_sk_lookup *ctx)
+{
+	if (ctx->family == AF_INET)
+		return is_own4(field(ctx, remote_ip4));
+	return is_own6(field(ctx, remote_ip6[0]), field(ctx, remote_ip6[1]),
+		       field(ctx, remote_ip6[2]), field(ctx, remote_ip6[3]));
 }
 
 // give assigns the socket at index. Without it (a closed listener) the packet is
@@ -95,9 +106,12 @@ int redirect(struct bpf_sk_lookup *ctx)
 	int v6 = ctx->family == AF_INET6;
 	if (ctx->protocol == IPPROTO_TCP)
 		return give(ctx, v6 ? SOCKET_TCP6 : SOCKET_TCP4);
-	if (ctx->protocol == IPPROTO_UDP && ctx->local_port == 53)
+	switch (fate(ctx->local_port, is_from_own(ctx))) {
+	case DATAGRAM_DNS:
 		return give(ctx, v6 ? SOCKET_DNS6 : SOCKET_DNS4);
-
+	case DATAGRAM_RELAYED:
+		return give(ctx, v6 ? SOCKET_RELAY6 : SOCKET_RELAY4);
+	}
 	// Any other datagram. The sender gets ICMP port unreachable at once.
 	return refuse(ctx);
 }

@@ -45,13 +45,20 @@ type RedirectOptions struct {
 
 	TCP4, TCP6 syscall.Conn // listeners that get every TCP connection
 	DNS4, DNS6 syscall.Conn // sockets bound to port 53 that get every datagram to port 53
+	UDP4, UDP6 syscall.Conn // sockets that get every datagram to the ports of Relayed but 53
 	// A nil one, on a host without IPv6, has its packets dropped.
+
+	Relayed []PortRange // none: all datagrams but DNS are refused
 }
+
+// PortRange is the ports from First to Last.
+type PortRange struct{ First, Last uint16 }
 
 // Redirect is an attached program. The kernel detaches it when the process
 // ends, however it ends.
 type Redirect struct {
 	objects redirectObjects
+	relayed portSet
 	link    *link.NetNsLink
 	reader  *ringbuf.Reader
 }
@@ -62,14 +69,15 @@ func AttachRedirect(opts RedirectOptions) (_ *Redirect, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the redirect program: %w", err)
 	}
+	r := &Redirect{relayed: newPortSet(opts.Relayed)}
 	err = errors.Join(
 		spec.Variables[redirectVarOwnAddr4].Set(opts.Own4.As4()),
 		spec.Variables[redirectVarOwnAddr6].Set(opts.Own6.As16()),
+		spec.Variables[redirectVarRelayedPorts].Set(r.relayed),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("configure the redirect program: %w", err)
 	}
-	r := &Redirect{}
 	if err := spec.LoadAndAssign(&r.objects, nil); err != nil {
 		if unsupported := Supported(); unsupported != nil {
 			err = unsupported
@@ -83,7 +91,7 @@ func AttachRedirect(opts RedirectOptions) (_ *Redirect, err error) {
 	}()
 
 	// In the order of redirect.c's enum.
-	for i, conn := range []syscall.Conn{opts.TCP4, opts.TCP6, opts.DNS4, opts.DNS6} {
+	for i, conn := range []syscall.Conn{opts.TCP4, opts.TCP6, opts.DNS4, opts.DNS6, opts.UDP4, opts.UDP6} {
 		if conn == nil {
 			continue
 		}
@@ -98,6 +106,18 @@ func AttachRedirect(opts RedirectOptions) (_ *Redirect, err error) {
 		return nil, fmt.Errorf("attach sk_lookup to %s: %w", opts.NetNS.Name(), err)
 	}
 	return r, nil
+}
+
+// portSet has a bit for each port.
+type portSet [1 << 16 / 8]byte
+
+func newPortSet(ranges []PortRange) (set portSet) {
+	for _, r := range ranges {
+		for port := int(r.First); port <= int(r.Last); port++ {
+			set[port>>3] |= 1 << (port & 7)
+		}
+	}
+	return set
 }
 
 func insertSocket(sockets *ebpf.Map, index uint32, conn syscall.Conn) error {

@@ -53,6 +53,7 @@ const (
 	redirectProgRedirect     = "redirect"
 	redirectVarOwnAddr4      = "own_addr4"
 	redirectVarOwnAddr6      = "own_addr6"
+	redirectVarRelayedPorts  = "relayed_ports"
 	redirectVarUnusedRefusal = "unused_refusal"
 )
 
@@ -117,6 +118,7 @@ type redirectMapSpecs struct {
 type redirectVariableSpecs struct {
 	OwnAddr4      *ebpf.VariableSpec `ebpf:"own_addr4"`
 	OwnAddr6      *ebpf.VariableSpec `ebpf:"own_addr6"`
+	RelayedPorts  *ebpf.VariableSpec `ebpf:"relayed_ports"`
 	UnusedRefusal *ebpf.VariableSpec `ebpf:"unused_refusal"`
 }
 
@@ -161,6 +163,7 @@ func (m *redirectMaps) Close() error {
 type redirectVariables struct {
 	OwnAddr4      *ebpf.Variable `ebpf:"own_addr4"`
 	OwnAddr6      *ebpf.Variable `ebpf:"own_addr6"`
+	RelayedPorts  *ebpf.Variable `ebpf:"relayed_ports"`
 	UnusedRefusal *ebpf.Variable `ebpf:"unused_refusal"`
 }
 

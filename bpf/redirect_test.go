@@ -14,11 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// relayed are the ports at which datagrams are relayed in tests.
+var relayed = []bpf.PortRange{{First: 53, Last: 53}, {First: 4460, Last: 4461}, {First: 65535, Last: 65535}}
+
 // boundary is a namespace with the sockets that a redirect gives traffic to.
 type boundary struct {
 	*netns.Namespace
 	tcp4, tcp6 *net.TCPListener
 	dns4, dns6 *net.UDPConn
+	udp4, udp6 *netns.Datagrams
 	redirect   *bpf.Redirect
 }
 
@@ -49,9 +53,18 @@ func newBoundary(t *testing.T) *boundary {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.dns6.Close() })
+	if b.udp4, err = ns.ListenDatagrams(netns.Host4); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.udp4.Close() })
+	if b.udp6, err = ns.ListenDatagrams(netns.Host6); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.udp6.Close() })
 	b.redirect, err = bpf.AttachRedirect(bpf.RedirectOptions{
 		NetNS: ns.File(), Own4: netns.Own4, Own6: netns.Own6,
-		TCP4: b.tcp4, TCP6: b.tcp6, DNS4: b.dns4, DNS6: b.dns6,
+		TCP4: b.tcp4, TCP6: b.tcp6, DNS4: b.dns4, DNS6: b.dns6, UDP4: b.udp4, UDP6: b.udp6,
+		Relayed: relayed,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -216,6 +229,49 @@ func TestOtherDatagramsAreRefusedAndReported(t *testing.T) {
 	}
 	if seen != len(want) || counts.Refused != uint64(len(want)) || counts.Lost != 0 {
 		t.Errorf("%d refusals reported, counts %+v, want %d", seen, counts, len(want))
+	}
+}
+
+func TestDatagramsToRelayedPortsReachTheRelays(t *testing.T) {
+	b := newBoundary(t)
+	for _, c := range []struct {
+		network, addr string
+		conn          *netns.Datagrams
+	}{
+		{"udp4", "203.0.113.7:4460", b.udp4},
+		{"udp4", "255.255.255.254:65535", b.udp4},
+		{"udp6", "[2001:db8::7]:4461", b.udp6},
+	} {
+		client, err := b.dial(t, c.network, c.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte("question")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 16)
+		n, source, destination, err := c.conn.Receive(buf)
+		if err != nil || string(buf[:n]) != "question" || source.String() != client.LocalAddr().String() || destination.String() != c.addr {
+			t.Fatalf("%s to %s has arrived as %q from %s to %s, %v", client.LocalAddr(), c.addr, buf[:n], source, destination, err)
+		}
+		if err := c.conn.Answer([]byte("answer"), source, destination); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := client.Read(buf); err != nil || string(buf[:n]) != "answer" {
+			t.Errorf("%s has answered %q, %v", c.addr, buf[:n], err)
+		}
+	}
+	for _, port := range []string{"4459", "4462", "65534", "443"} {
+		client, err := b.dial(t, "udp4", "203.0.113.7:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("port %s: %v, want connection refused", port, err)
+		}
 	}
 }
 

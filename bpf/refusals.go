@@ -15,19 +15,20 @@ import (
 type Counts struct {
 	TCP     uint64 // connections that the run has established to the proxy
 	DNS     uint64 // datagrams that the run has sent to the DNS sockets
+	Relayed uint64 // datagrams that the run has sent to the UDP sockets
 	Refused uint64 // datagrams refused, and connections to addresses that no one host has
 	Lost    uint64 // of those, the ones that no Refusal tells of, for want of room
 }
 
 // Counts reads the counters.
 func (r *Redirect) Counts() (Counts, error) {
-	var values [4]uint64
+	var values [5]uint64
 	for i := range values {
 		if err := r.objects.Counts.Lookup(uint32(i), &values[i]); err != nil {
 			return Counts{}, fmt.Errorf("read the redirect's counters: %w", err)
 		}
 	}
-	return Counts{TCP: values[0], DNS: values[1], Refused: values[2], Lost: values[3]}, nil
+	return Counts{TCP: values[0], DNS: values[1], Relayed: values[2], Refused: values[3], Lost: values[4]}, nil
 }
 
 // Refusal is one datagram, or one attempt to connect, that the kernel refused.

@@ -32,10 +32,37 @@ static __always_inline int is_own6(__u32 a, __u32 b, __u32 c, __u32 d)
 	return a == 0 && b == 0 && c == 0 && d == bpf_htonl(1);
 }
 
+/*
+ * The ports at which datagrams are relayed, since there are rules that allow some:
+ * a bit each, set before loading.
+ */
+volatile const __u8 relayed_ports[8192] = {};
+
+/* What becomes of a datagram that does not stay between the run's processes. */
+enum {
+	DATAGRAM_REFUSED,
+	DATAGRAM_DNS,     /* is for the resolver */
+	DATAGRAM_RELAYED, /* is for the relays, which judge it */
+};
+
+/*
+ * fate is the one answer of observer, which counts, and redirect, which gives:
+ * it depends on nothing that changes, so that the two are never of two minds.
+ */
+static __always_inline int fate(__u16 port, int from_own) /* in the host's byte order */
+{
+	if (!from_own)
+		return DATAGRAM_REFUSED;
+	if (port == 53)
+		return DATAGRAM_DNS;
+	return relayed_ports[port >> 3] & (1 << (port & 7)) ? DATAGRAM_RELAYED : DATAGRAM_REFUSED;
+}
+
 /* Indexes of counts. */
 enum {
 	COUNT_TCP,     /* connections that the run has established to the proxy */
 	COUNT_DNS,     /* datagrams that the run has sent to the resolver */
+	COUNT_RELAYED, /* datagrams that the run has sent to the relays */
 	COUNT_REFUSED, /* datagrams refused */
 	COUNT_LOST,    /* refusals for which the ring buffer had no room */
 	COUNTS,
@@ -81,12 +108,13 @@ struct owner {
 };
 
 /*
- * The owners of datagrams on their way to the resolver, which looks them up when
- * it has read them, or to be refused: as many as a socket has room for.
+ * The owners of datagrams on their way to the resolver or the relays, which look
+ * them up when they have read them, or to be refused: as many as the sockets have
+ * room for.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 2048);
 	__type(key, struct flow);
 	__type(value, struct owner);
 } datagrams SEC(".maps");

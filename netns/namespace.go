@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -115,34 +116,41 @@ func (ns *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListen
 // ListenPacket opens a UDP socket inside the namespace; network is "udp4" or
 // "udp6". It may send from any address.
 func (ns *Namespace) ListenPacket(network string, addr netip.AddrPort) (*net.UDPConn, error) {
-	var conn net.PacketConn
-	err := ns.Do(func() (err error) {
-		config := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) error {
-			return setFreebind(network, raw)
-		}}
-		conn, err = config.ListenPacket(context.Background(), network, addr.String())
-		return err
-	})
+	conn, err := ns.listenPacket(network, addr.String())
 	if err != nil {
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
 }
 
-// setFreebind lets a socket name source addresses that no interface has: the
-// resolver answers from the address that it was asked at. IPv4 takes any local
-// address anyway.
-func setFreebind(network string, raw syscall.RawConn) error {
-	if network != "udp6" {
+// listenPacket opens a socket that may send from any address.
+func (ns *Namespace) listenPacket(network, addr string) (conn net.PacketConn, err error) {
+	err = ns.Do(func() error {
+		config := net.ListenConfig{Control: setOptions}
+		conn, err = config.ListenPacket(context.Background(), network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// setOptions lets a socket of IPv6 name source addresses that no interface has: an
+// answer comes from the address that was asked. IPv4 takes any local address
+// anyway. A datagram of IPv6 may lack a checksum: as it was counted when it was
+// sent, it must arrive.
+func setOptions(network, _ string, raw syscall.RawConn) error {
+	if !strings.HasSuffix(network, "6") {
 		return nil
 	}
 	var err error
 	if ctlErr := raw.Control(func(fd uintptr) {
 		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
+		if err == nil && network == "udp6" {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1)
+		}
 	}); ctlErr != nil {
 		return ctlErr
 	}
-	return os.NewSyscallError("setsockopt IPV6_FREEBIND", err)
+	return os.NewSyscallError("setsockopt", err)
 }
 
 // Close lets go of the namespace. It may be called again.
