@@ -6,6 +6,7 @@ import "fmt"
 type Counts struct {
 	Flows         uint64 `json:"flows"`          // connections to the proxy
 	Datagrams     uint64 `json:"datagrams"`      // to the resolver
+	Relayed       uint64 `json:"relayed"`        // datagrams to the relays
 	KernelRefused uint64 `json:"kernel_refused"` // datagrams and connections that the kernel refused
 }
 
@@ -18,6 +19,7 @@ func (c Counts) Differences(journal Counts) []string {
 	}{
 		{"connections to the proxy", c.Flows, journal.Flows},
 		{"datagrams to the resolver", c.Datagrams, journal.Datagrams},
+		{"datagrams to the relays", c.Relayed, journal.Relayed},
 		{"refusals of its own", c.KernelRefused, journal.KernelRefused},
 	} {
 		if count.kernel != count.journal {
@@ -31,6 +33,8 @@ func (c Counts) Differences(journal Counts) []string {
 type countable struct {
 	Flow     uint64 `json:"flow"`
 	Protocol string `json:"protocol"`
+	Reason   string `json:"reason"`
+	Sent     uint64 `json:"datagrams_sent"`
 	What     string `json:"what"`
 	Count    uint64 `json:"count"`
 }
@@ -39,7 +43,11 @@ type countable struct {
 func (c *Counts) add(kind string, e countable) {
 	switch kind {
 	case "flow.open":
-		c.Flows++
+		if e.Protocol != "udp" { // else its datagrams are counted
+			c.Flows++
+		}
+	case "flow.close":
+		c.Relayed += e.Sent
 	case "dns.query":
 		if e.Flow == 0 { // else it came over a connection
 			c.Datagrams++
@@ -49,13 +57,18 @@ func (c *Counts) add(kind string, e countable) {
 		case e.Flow != 0 || e.Protocol == "syscall": // by others than the redirect
 		case e.Protocol == "dns": // no question, but a datagram
 			c.Datagrams++
+		case e.Reason != ReasonProtocol: // a datagram that was not relayed
+			c.Relayed++
 		default:
 			c.KernelRefused++
 		}
 	case "lost":
-		if e.What == LostDatagrams {
+		switch e.What {
+		case LostDatagrams:
 			c.Datagrams += e.Count
-		} else {
+		case LostRelayed:
+			c.Relayed += e.Count
+		default:
 			c.KernelRefused += e.Count
 		}
 	}

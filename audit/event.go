@@ -93,10 +93,10 @@ type Process struct {
 }
 
 // FlowOpen says that a connection was accepted from the run, before its first
-// byte is forwarded.
+// byte is forwarded, or that a first datagram was.
 type FlowOpen struct {
 	Flow        uint64   `json:"flow"`
-	Protocol    string   `json:"protocol"` // "tls", "http", "dns", "opaque"
+	Protocol    string   `json:"protocol"` // "tls", "http", "dns", "opaque", "udp"
 	Source      string   `json:"source"`
 	Destination string   `json:"destination"` // ADDRESS:PORT as the client dialled it
 	Host        string   `json:"host"`        // the name behind the destination, else its address
@@ -115,6 +115,11 @@ type FlowClose struct {
 	BytesReceived int64  `json:"bytes_received"`     // likewise
 	DurationMS    int64  `json:"duration_ms"`
 	Error         string `json:"error,omitempty"`
+
+	// Of a flow of "udp". Dropped are those of both that were not passed on.
+	DatagramsSent     uint64 `json:"datagrams_sent,omitempty"`
+	DatagramsReceived uint64 `json:"datagrams_received,omitempty"`
+	Dropped           uint64 `json:"dropped,omitempty"`
 }
 
 // TLSFailure is a handshake that did not complete, on either side of the proxy.
@@ -190,21 +195,25 @@ type Refused struct {
 	Method      string   `json:"method,omitempty"`
 	URL         string   `json:"url,omitempty"`
 	Call        string   `json:"call,omitempty"` // of "syscall": "socket(AF_VSOCK, SOCK_STREAM, 0)"
-	Reason      string   `json:"reason"`         // a stable word: "not-allowed", "denied", "address", ...
+	Reason      string   `json:"reason"`         // a stable word: "not-allowed", "denied", ReasonProtocol, ...
 	Rule        string   `json:"rule,omitempty"`
 	Detail      string   `json:"detail,omitempty"`
 	Process     *Process `json:"process,omitempty"` // who tried
 }
 
+// ReasonProtocol is that of the kernel's own refusals, and of no others.
+const ReasonProtocol = "protocol"
+
 // What can be lost.
 const (
 	LostDatagrams = "datagrams" // to the resolver
+	LostRelayed   = "relayed"   // to the relays
 	LostRefusals  = "refusals"  // of the kernel's own
 )
 
 // Lost counts what happened too fast for an event each.
 type Lost struct {
-	What  string `json:"what"` // LostDatagrams or LostRefusals
+	What  string `json:"what"` // LostDatagrams, LostRelayed or LostRefusals
 	Count uint64 `json:"count"`
 }
 

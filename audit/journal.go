@@ -149,7 +149,9 @@ func (j *Journal) count(e Event) {
 			j.hosts[e.Host] = struct{}{}
 		}
 		j.totals.Hosts = uint64(len(j.hosts))
-		j.totals.add(e.Type(), countable{})
+		j.totals.add(e.Type(), countable{Protocol: e.Protocol})
+	case FlowClose:
+		j.totals.add(e.Type(), countable{Sent: e.DatagramsSent})
 	case HTTPRequest:
 		j.totals.Requests++
 	case DNSQuery:
@@ -162,7 +164,7 @@ func (j *Journal) count(e Event) {
 		if e.Process == nil {
 			j.totals.Unknown++
 		}
-		j.totals.add(e.Type(), countable{Flow: e.Flow, Protocol: e.Protocol})
+		j.totals.add(e.Type(), countable{Flow: e.Flow, Protocol: e.Protocol, Reason: e.Reason})
 	case Lost:
 		if e.What == LostRefusals {
 			j.totals.Refused += e.Count

@@ -372,7 +372,7 @@ func TestRefusalsNameTheProcess(t *testing.T) {
 func TestOddDatagramsAreRefused(t *testing.T) {
 	for name, c := range map[string]struct{ socket, address string }{
 		// One send can make many datagrams of what it is given.
-		"UDP_SEGMENT": {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 53)`},
+		"UDP_SEGMENT":         {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 53)`},
 		"UDP_SEGMENT relayed": {"socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(17, 103, 100)", `("192.0.2.53", 4460)`},
 		// An extension header, here of padding.
 		"IPV6_DSTOPTS": {"socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.setsockopt(41, 59, bytes([0, 0, 1, 4, 0, 0, 0, 0]))", `("2001:db8::53", 53)`},

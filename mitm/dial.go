@@ -107,19 +107,32 @@ func (d *Dialer) pin(host string) (Pin, bool) {
 // Dial connects to a host, in the form of policy.Host, and port. A refused address
 // is a *GuardError.
 func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+	return d.dial(ctx, policy.TCP, host, port)
+}
+
+// DialUDP makes a socket for datagrams to and from a host and port alone, likewise.
+func (d *Dialer) DialUDP(ctx context.Context, host string, port uint16) (*net.UDPConn, error) {
+	conn, err := d.dial(ctx, policy.UDP, host, port)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+func (d *Dialer) dial(ctx context.Context, protocol policy.Protocol, host string, port uint16) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: d.timeout, Resolver: d.resolver}
 	if to, ok := d.pinned(host, port); ok {
-		if err := checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr()); err != nil {
+		if err := checkDenied(d.policy.DecidePinned(protocol, to), to.Addr()); err != nil {
 			return nil, err
 		}
-		return dialer.DialContext(ctx, "tcp", to.String())
+		return dialer.DialContext(ctx, string(protocol), to.String())
 	}
-	dialer.Control = d.guard(host)
+	dialer.Control = d.guard(protocol, host)
 	target := host
 	if _, err := netip.ParseAddr(host); err != nil {
 		target = host + "." // no search list of the host's
 	}
-	return dialer.DialContext(ctx, "tcp", net.JoinHostPort(target, strconv.Itoa(int(port))))
+	return dialer.DialContext(ctx, string(protocol), net.JoinHostPort(target, strconv.Itoa(int(port))))
 }
 
 // pinned is where a pin leads.
@@ -131,20 +144,23 @@ func (d *Dialer) pinned(host string, port uint16) (netip.AddrPort, bool) {
 	return pin.to, ok
 }
 
-// Check says what can be said of a call of Dial without a lookup: a *GuardError
-// for an address that it would refuse.
-func (d *Dialer) Check(host string, port uint16) error {
+// Check says what can be said of a call of Dial, or of DialUDP, without a lookup: a
+// *GuardError for an address that it would refuse.
+func (d *Dialer) Check(protocol policy.Protocol, host string, port uint16) error {
+	if protocol != policy.UDP {
+		protocol = policy.TCP
+	}
 	if to, ok := d.pinned(host, port); ok {
-		return checkDenied(d.policy.DecidePinned(policy.TCP, to), to.Addr())
+		return checkDenied(d.policy.DecidePinned(protocol, to), to.Addr())
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return d.guard(host)("tcp", netip.AddrPortFrom(addr, port).String(), nil)
+		return d.guard(protocol, host)(string(protocol), netip.AddrPortFrom(addr, port).String(), nil)
 	}
 	return nil
 }
 
 // guard checks the address that is about to be dialled, after every lookup.
-func (d *Dialer) guard(host string) func(network, address string, _ syscall.RawConn) error {
+func (d *Dialer) guard(protocol policy.Protocol, host string) func(network, address string, _ syscall.RawConn) error {
 	_, err := netip.ParseAddr(host)
 	byAddress := err == nil
 	return func(_, address string, _ syscall.RawConn) error {
@@ -152,10 +168,10 @@ func (d *Dialer) guard(host string) func(network, address string, _ syscall.RawC
 		if err != nil {
 			return fmt.Errorf("check address %q: %w", address, err)
 		}
-		if err := checkDenied(d.policy.DecideAddress(policy.TCP, to), to.Addr()); err != nil {
+		if err := checkDenied(d.policy.DecideAddress(protocol, to), to.Addr()); err != nil {
 			return err
 		}
-		if byAddress && d.policy.AllowsAddress(policy.TCP, to) {
+		if byAddress && d.policy.AllowsAddress(protocol, to) {
 			return nil
 		}
 		if err := checkPublic(to.Addr()); err != nil {

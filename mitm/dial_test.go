@@ -25,7 +25,7 @@ func TestGuard(t *testing.T) {
 		"::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::ffff:0:127.0.0.1",
 		"64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:1::1", "2001:db8::1",
 	}
-	guard := NewDialer(nil, &policy.Policy{}).guard("example.com")
+	guard := NewDialer(nil, &policy.Policy{}).guard(policy.TCP, "example.com")
 	for _, text := range refused {
 		addr := netip.MustParseAddr(text)
 		err := guard("tcp", netip.AddrPortFrom(addr, 443).String(), nil)
@@ -59,14 +59,14 @@ func TestGuardYieldsToARuleThatNamesTheAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := NewDialer(nil, &policy.Policy{Allow: rules})
-	if err := d.guard("10.1.2.3")("tcp", "10.1.2.3:5432", nil); err != nil {
+	if err := d.guard(policy.TCP, "10.1.2.3")("tcp", "10.1.2.3:5432", nil); err != nil {
 		t.Errorf("the address of the rule: %v", err)
 	}
-	if err := d.guard("10.1.2.3")("tcp", "10.1.2.3:5433", nil); err == nil {
+	if err := d.guard(policy.TCP, "10.1.2.3")("tcp", "10.1.2.3:5433", nil); err == nil {
 		t.Error("another port than the rule's is allowed")
 	}
 	// A name that leads there is a rebinding.
-	if err := d.guard("evil.example")("tcp", "10.1.2.3:5432", nil); err == nil {
+	if err := d.guard(policy.TCP, "evil.example")("tcp", "10.1.2.3:5432", nil); err == nil {
 		t.Error("a name that resolves to the address is allowed")
 	}
 }

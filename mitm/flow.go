@@ -15,7 +15,8 @@ import (
 	"agentops/mitm/policy"
 )
 
-// flow is one connection of the run, from accept to its record.
+// flow is one connection of the run, from accept to its record; or, without a conn,
+// the datagrams between two addresses.
 type flow struct {
 	proxy       *Proxy
 	id          uint64
@@ -62,9 +63,6 @@ func (f *flow) serve(ctx context.Context) {
 	if f.full {
 		f.reset()
 		return
-	}
-	if f.synthetic && f.name == "" {
-		f.refusal = &refusal{reason: policy.Address, detail: "the address belongs to no name: it was not given by this run's resolver"}
 	}
 	if f.destination.Port() == 53 {
 		f.serveDNS(ctx)

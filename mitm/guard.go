@@ -29,22 +29,26 @@ func (e *GuardError) Reason() policy.Reason {
 }
 
 // Hint is what would allow it to a run that wants to reach host.
-func (e *GuardError) Hint(host string, port uint16) string {
+func (e *GuardError) Hint(protocol policy.Protocol, host string, port uint16) string {
+	prefix := ""
+	if protocol == policy.UDP {
+		prefix = "udp:"
+	}
 	switch e.Verdict.Reason {
 	case policy.Denied:
 		return "take the rule out"
 	case policy.NotAllowed:
-		return fmt.Sprintf("add %q to network.allow in %s", e.Address.String(), e.Verdict.Source)
+		return fmt.Sprintf("add %q to network.allow in %s", prefix+e.Address.String(), e.Verdict.Source)
 	}
 	if _, err := netip.ParseAddr(host); err == nil {
-		return "agent run --allow " + net.JoinHostPort(host, strconv.Itoa(int(port)))
+		return "agent run --allow " + prefix + net.JoinHostPort(host, strconv.Itoa(int(port)))
 	}
 	return fmt.Sprintf("agent run --resolve %s=%s", host, e.Address)
 }
 
-// refusal is what the error means for a flow or a request to host.
+// refusal is what the error means for a connection or a request to host.
 func (e *GuardError) refusal(host string, port uint16) *refusal {
-	return &refusal{reason: e.Reason(), rule: e.Verdict.Rule, source: e.Verdict.Source, detail: e.Error(), hint: e.Hint(host, port)}
+	return &refusal{reason: e.Reason(), rule: e.Verdict.Rule, source: e.Verdict.Source, detail: e.Error(), hint: e.Hint(policy.TCP, host, port)}
 }
 
 // checkDenied returns a *GuardError for an address that a rule denies, whatever

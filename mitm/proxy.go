@@ -30,8 +30,8 @@ type Recorder interface {
 	Append(audit.Event) error
 }
 
-// Config configures a Proxy. All fields but Grants, Limits and
-// Owner are needed.
+// Config configures a Proxy. All fields but Grants, Limits, Owner and Sender are
+// needed.
 type Config struct {
 	Policy    *policy.Policy
 	Authority *authority.Authority
@@ -44,9 +44,13 @@ type Config struct {
 	Grants    []Grant
 	Limits    Limits
 
+	// DatagramIdle is how long a flow of datagrams stays open without one. 0:
+	// DefaultDatagramIdle.
+	DatagramIdle time.Duration
+
 	// Owner names the process that has made a connection, which has just been
-	// accepted; nil: not known.
-	Owner func(source, destination netip.AddrPort) *audit.Process
+	// accepted, and Sender that which has just sent a datagram; nil: not known.
+	Owner, Sender func(source, destination netip.AddrPort) *audit.Process
 }
 
 // Proxy serves the connections of one run.
@@ -57,8 +61,13 @@ type Proxy struct {
 	decrypted *handover // connections that speak HTTP, on their way to http
 	ticketKey [32]byte  // seals the sessions that clients may resume
 
-	lastFlow atomic.Uint64
+	accepted atomic.Uint64 // connections
+	received atomic.Uint64 // datagrams
+	queued   atomic.Int64  // bytes of datagrams that wait to be sent on
+	buffers  sync.Pool     // of maxDatagram bytes
+
 	mu       sync.Mutex
+	lastFlow uint64
 	flows    map[*flow]struct{}
 	closed   bool
 	open     sync.WaitGroup // flows and exchanges
@@ -147,31 +156,51 @@ func (p *Proxy) accept(ctx context.Context, listener net.Listener) error {
 
 // newFlow takes a connection into the books; nil when the proxy is closing.
 func (p *Proxy) newFlow(conn net.Conn) *flow {
+	f := p.describe(addrPort(conn.RemoteAddr()), addrPort(conn.LocalAddr()), p.config.Owner)
+	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
+	p.accepted.Add(1)
+	if !p.enter(f) {
+		return nil
+	}
+	return f
+}
+
+// describe says what is known of a flow at its beginning.
+func (p *Proxy) describe(source, destination netip.AddrPort, owner func(source, destination netip.AddrPort) *audit.Process) *flow {
 	f := &flow{
 		proxy:       p,
-		id:          p.lastFlow.Add(1),
-		source:      addrPort(conn.RemoteAddr()),
-		destination: addrPort(conn.LocalAddr()),
+		source:      source,
+		destination: destination,
 		began:       time.Now(),
 		cut:         make(chan struct{}),
 	}
-	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
 	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
-	if p.config.Owner != nil {
-		f.process = p.config.Owner(f.source, f.destination)
+	if f.synthetic && f.name == "" {
+		f.refusal = &refusal{reason: policy.Address, detail: "the address belongs to no name: it was not given by this run's resolver"}
 	}
+	if owner != nil {
+		f.process = owner(f.source, f.destination)
+	}
+	return f
+}
+
+// enter gives a flow its number and takes it into the books, unless the proxy is
+// closing.
+func (p *Proxy) enter(f *flow) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil
+		return false
 	}
 	if most := p.config.Limits.Flows; len(p.flows) >= most {
 		f.full = true
-		f.refusal = &refusal{reason: policy.Limit, detail: fmt.Sprintf("the run has %d connections open already", most)}
+		f.refusal = &refusal{reason: policy.Limit, detail: fmt.Sprintf("the run has %d flows open already", most)}
 	}
+	p.lastFlow++
+	f.id = p.lastFlow
 	p.flows[f] = struct{}{}
 	p.open.Add(1)
-	return f
+	return true
 }
 
 // forget takes a closed flow out of the books.
@@ -189,12 +218,14 @@ func (p *Proxy) cutAll() {
 	p.closed = true
 	for f := range p.flows {
 		close(f.cut)
-		_ = f.conn.closeWriter.Close()
+		if f.conn != nil {
+			_ = f.conn.closeWriter.Close()
+		}
 	}
 }
 
 // Accepted is how many connections were taken so far.
-func (p *Proxy) Accepted() uint64 { return p.lastFlow.Load() }
+func (p *Proxy) Accepted() uint64 { return p.accepted.Load() }
 
 // handover is a net.Listener that is fed by hand.
 type handover struct {

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"agentops/audit"
 	"agentops/mitm/authority"
@@ -145,6 +146,8 @@ type benchConfig struct {
 	process  *audit.Process   // that has made every connection
 	grants   []Grant
 	limits   Limits
+	idle     time.Duration // of flows of datagrams
+	resolver *net.Resolver // of the dialer
 }
 
 func newBench(t testing.TB, c benchConfig) *bench {
@@ -181,10 +184,15 @@ func newBench(t testing.TB, c benchConfig) *bench {
 	b.panics = &panics{}
 	log.SetOutput(b.panics)
 	log.SetLevel(logrus.DebugLevel)
+	dialer := NewDialer(pins, &c.policy)
+	if c.resolver != nil {
+		dialer.resolver = c.resolver
+	}
 	p := New(Config{
-		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: NewDialer(pins, &c.policy),
+		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: dialer, DatagramIdle: c.idle,
 		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, Limits: c.limits,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
+		Sender: func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Grants: c.grants,
 	})
 	b.proxy = p

@@ -160,11 +160,11 @@ func TestDeniedNetworks(t *testing.T) {
 		t.Errorf("by a pin: %d %v", res.StatusCode, problem)
 	}
 	d := NewDialer(nil, &policy.Policy{Allow: parsed(t, "10.1.2.3"), Deny: parsed(t, "10.0.0.0/8")})
-	guard, ok := errors.AsType[*GuardError](d.guard("10.1.2.3")("tcp", "10.1.2.3:80", nil))
+	guard, ok := errors.AsType[*GuardError](d.guard(policy.TCP, "10.1.2.3")("tcp", "10.1.2.3:80", nil))
 	if !ok || guard.Reason() != policy.Denied {
 		t.Errorf("by address: %v", guard)
 	}
-	if _, ok := errors.AsType[*GuardError](NewDialer(nil, &policy.Policy{Deny: parsed(t, "1.1.1.0/24")}).guard("www.example.com")("tcp", "1.1.1.1:80", nil)); !ok {
+	if _, ok := errors.AsType[*GuardError](NewDialer(nil, &policy.Policy{Deny: parsed(t, "1.1.1.0/24")}).guard(policy.TCP, "www.example.com")("tcp", "1.1.1.1:80", nil)); !ok {
 		t.Error("a name leads to a denied network")
 	}
 }
@@ -187,7 +187,7 @@ func TestCheckSaysWhatDialWouldRefuse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Check(host, port); (err == nil) != want {
+		if err := d.Check(policy.TCP, host, port); (err == nil) != want {
 			t.Errorf("%s: %v", address, err)
 		}
 	}

@@ -195,9 +195,9 @@ func judge(text string, t policy.Target, p *policy.Policy, pins []mitm.Pin) verd
 		v.Detail, v.Hint = p.Explain(t, decided)
 		return v
 	}
-	if guard, ok := errors.AsType[*mitm.GuardError](mitm.NewDialer(pins, p).Check(t.Host, t.Port)); ok && t.Protocol != policy.UDP {
+	if guard, ok := errors.AsType[*mitm.GuardError](mitm.NewDialer(pins, p).Check(t.Protocol, t.Host, t.Port)); ok {
 		v.Allowed, v.Reason, v.Rule, v.File = false, guard.Reason(), guard.Verdict.Rule, guard.Verdict.Source
-		v.Detail, v.Hint = guard.Error(), guard.Hint(t.Host, t.Port)
+		v.Detail, v.Hint = guard.Error(), guard.Hint(t.Protocol, t.Host, t.Port)
 	}
 	return v
 }

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 )
@@ -125,6 +126,23 @@ func (p *Policy) Decide(t Target) Verdict {
 // looked up.
 func (p *Policy) DecideHost(host string) Verdict {
 	return p.Decide(Target{Host: host})
+}
+
+// UDPPorts are the ports, from first to last, at which a rule allows UDP with some
+// host.
+func (p *Policy) UDPPorts() (ranges [][2]uint16) {
+	for _, rule := range p.Allow {
+		if rule.protocol != UDP {
+			continue
+		}
+		if len(rule.ports) == 0 {
+			ranges = append(ranges, [2]uint16{1, math.MaxUint16})
+		}
+		for _, r := range rule.ports {
+			ranges = append(ranges, [2]uint16{r.first, r.last})
+		}
+	}
+	return ranges
 }
 
 // admit looks for a rule that allows a target. Without one, it is refused with
