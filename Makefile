@@ -18,7 +18,7 @@ H2SPEC := v2.2.1+incompatible
 # What the build needs beside Go and gcc.
 BUILD_PACKAGES := libseccomp-dev pkg-config
 # What the tests and the demo use of Debian's, and what generates and lints.
-TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs openssl python3 python3-requests wget
+TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs ntpsec-ntpdig openssl python3 python3-requests wget
 # The clients of docs/clients.md beside: programs that others package as well are named.
 CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-protocol-https-perl maven=mvn npm=npm \
 	php-cli=php python3-pycurl ruby=ruby

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 
 	"agentops/bpf"
@@ -241,6 +242,7 @@ func TestDatagramsToRelayedPortsReachTheRelays(t *testing.T) {
 		{"udp4", "203.0.113.7:4460", b.udp4},
 		{"udp4", "255.255.255.254:65535", b.udp4},
 		{"udp6", "[2001:db8::7]:4461", b.udp6},
+		{"udp6", "[fe80::7%lo]:4461", b.udp6},
 	} {
 		client, err := b.dial(t, c.network, c.addr)
 		if err != nil {
@@ -251,7 +253,7 @@ func TestDatagramsToRelayedPortsReachTheRelays(t *testing.T) {
 		}
 		buf := make([]byte, 16)
 		n, source, destination, err := c.conn.Receive(buf)
-		if err != nil || string(buf[:n]) != "question" || source.String() != client.LocalAddr().String() || destination.String() != c.addr {
+		if err != nil || string(buf[:n]) != "question" || source.String() != client.LocalAddr().String() || destination.String() != strings.Replace(c.addr, "%lo", "", 1) {
 			t.Fatalf("%s to %s has arrived as %q from %s to %s, %v", client.LocalAddr(), c.addr, buf[:n], source, destination, err)
 		}
 		if err := c.conn.Answer([]byte("answer"), source, destination); err != nil {
@@ -259,6 +261,12 @@ func TestDatagramsToRelayedPortsReachTheRelays(t *testing.T) {
 		}
 		if n, err := client.Read(buf); err != nil || string(buf[:n]) != "answer" {
 			t.Errorf("%s has answered %q, %v", c.addr, buf[:n], err)
+		}
+		if err := c.conn.Refuse(source, destination); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Read(buf); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v, want connection refused", c.addr, err)
 		}
 	}
 	for _, port := range []string{"4459", "4462", "65534", "443"} {

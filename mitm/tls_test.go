@@ -98,7 +98,8 @@ func TestPassthroughIsNotOpened(t *testing.T) {
 		b := newBench(t, benchConfig{upstream: server, policy: passthrough(t, "mtls.example.com:443"), process: process})
 		config := &tls.Config{RootCAs: b.trusted, ServerName: "mtls.example.com", Certificates: []tls.Certificate{own}}
 		for range 2 {
-			conn := tls.Client(b.dial("mtls.example.com:443"), config)
+			raw := b.dial("mtls.example.com:443")
+			conn := tls.Client(raw, config)
 			io.WriteString(conn, "GET /x HTTP/1.1\r\nHost: mtls.example.com\r\nConnection: close\r\n\r\n")
 			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
@@ -107,7 +108,11 @@ func TestPassthroughIsNotOpened(t *testing.T) {
 			if body, _ := io.ReadAll(res.Body); !strings.HasSuffix(string(body), "/x ") {
 				t.Errorf("got %q", body)
 			}
-			conn.Close()
+			// What is sent to a server that has closed is answered with a reset.
+			if _, err := io.ReadAll(conn); err != nil {
+				t.Error(err)
+			}
+			raw.Close()
 		}
 		b.stop()
 		opens, closes := events[audit.FlowOpen](b.recorder), events[audit.FlowClose](b.recorder)

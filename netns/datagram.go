@@ -37,23 +37,25 @@ func (ns *Namespace) ListenDatagrams(addr netip.Addr) (_ *Datagrams, err error) 
 		}
 	}()
 	if d.UDPConn, err = ns.ListenPacket(network, netip.AddrPortFrom(addr, 0)); err != nil {
-		return d, err
+		return nil, err
 	}
 	if err := wantDestination(d.UDPConn, addr.Is6()); err != nil {
-		return d, fmt.Errorf("ask for the destination of datagrams: %w", err)
+		return nil, fmt.Errorf("ask for the destination of datagrams: %w", err)
 	}
 	// Bound, so that they are given no copies of others' packets.
 	if d.udp, err = ns.listenRaw(answers, addr); err != nil {
-		return d, err
+		return nil, err
 	}
 	if addr.Is6() {
 		const checksum = 6 // where it is in a UDP header
 		if err := ipv6.NewPacketConn(d.udp).SetChecksum(true, checksum); err != nil {
-			return d, fmt.Errorf("ask for checksums of datagrams: %w", err)
+			return nil, fmt.Errorf("ask for checksums of datagrams: %w", err)
 		}
 	}
-	d.icmp, err = ns.listenRaw(refusals, addr)
-	return d, err
+	if d.icmp, err = ns.listenRaw(refusals, addr); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 func (ns *Namespace) listenRaw(network string, addr netip.Addr) (*net.IPConn, error) {
@@ -144,11 +146,15 @@ func udpHeader(source, destination netip.AddrPort, length int) []byte {
 		byte(destination.Port()>>8), byte(destination.Port()), byte(length>>8), byte(length), 0, 0)
 }
 
+// loopback is the index of lo, which link-local addresses want; it is the first of
+// every namespace.
+const loopback = 1
+
 // send sends a packet to an address as from's.
 func send(conn *net.IPConn, packet []byte, to, from netip.Addr) error {
 	source := (&ipv4.ControlMessage{Src: from.AsSlice()}).Marshal()
 	if from.Is6() {
-		source = (&ipv6.ControlMessage{Src: from.AsSlice()}).Marshal()
+		source = (&ipv6.ControlMessage{Src: from.AsSlice(), IfIndex: loopback}).Marshal()
 	}
 	_, _, err := conn.WriteMsgIP(packet, source, &net.IPAddr{IP: to.AsSlice()})
 	return err

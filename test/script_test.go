@@ -80,6 +80,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CA", site.ca)
 			env.Setenv("TLS", site.tls)
 			env.Setenv("PLAIN", site.plain)
+			env.Setenv("UDP", site.udp)
 			return nil
 		},
 	})

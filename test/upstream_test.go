@@ -3,8 +3,10 @@ package test
 import (
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -13,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"agentops/test/awsstub"
 )
@@ -21,6 +24,7 @@ import (
 // host, over TLS with HTTP/1.1 and HTTP/2, and without.
 type outside struct {
 	tls, plain string // ADDRESS:PORT
+	udp        string // likewise: NTP, and what is no NTP is sent back
 	ca         string // file
 }
 
@@ -50,12 +54,50 @@ func newOutside(t *testing.T) *outside {
 	o := &outside{
 		tls:   secure.Listener.Addr().String(),
 		plain: plain.Listener.Addr().String(),
+		udp:   newTimeServer(t),
 		ca:    filepath.Join(dir, "upstream-ca.pem"),
 	}
 	if err := os.WriteFile(o.ca, ca.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// newTimeServer tells clients of NTP the time (RFC 5905), and sends anything else
+// back.
+func newTimeServer(t *testing.T) string {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		conn.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			const client, server = 3, 4
+			if reply := buf[:n]; n == 48 && reply[0]&7 == client {
+				copy(reply[24:], reply[40:]) // when it was asked
+				reply[0], reply[1] = reply[0]&0x38|server, 1
+				for _, at := range []int{16, 32, 40} {
+					now := time.Now()
+					binary.BigEndian.PutUint32(reply[at:], uint32(now.Unix()+2208988800)) // since 1900
+					binary.BigEndian.PutUint32(reply[at+4:], uint32(uint64(now.Nanosecond())<<32/1e9))
+				}
+			}
+			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // a client that is gone has no use for it
+		}
+	}()
+	return conn.LocalAddr().String()
 }
 
 // digest is the beginning of the SHA-256 of a header's values, "-" of none.

@@ -271,7 +271,7 @@ func describe(e map[string]any) string {
 	case "flow.open":
 		return get("protocol") + " to " + get("host") + ":" + get("port") + " (" + get("destination") + ")" + with(" by ", process(e))
 	case "flow.close":
-		return "flow " + get("flow") + ": " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(": ", get("error"))
+		return "flow " + get("flow") + ": " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(", datagrams dropped: ", get("dropped")) + with(": ", get("error"))
 	case "http.request":
 		return get("method") + " " + get("url") + " " + get("status") + ", " + get("bytes_sent") + " bytes sent, " + get("bytes_received") + " received" + with(", with grant ", words(e["grants"])) + with(": ", get("error"))
 	case "tls.failure":

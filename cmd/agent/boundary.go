@@ -23,15 +23,21 @@ type boundary struct {
 	namespace   *netns.Namespace
 	proxy       []*net.TCPListener
 	resolver    []*net.UDPConn
+	relays      []*netns.Datagrams // none: no datagrams are relayed
+	relayed     []bpf.PortRange
 	credentials *net.TCPListener
 	redirect    *bpf.Redirect
 	observer    *bpf.Observer
 }
 
-// newBoundary makes a namespace with the host's listeners in it. Until attach has
+// newBoundary makes a namespace with the host's listeners in it, and with the
+// sockets that relay datagrams if some are to be, at these ports. Until attach has
 // returned there is no way out of it at all.
-func newBoundary() (_ *boundary, err error) {
+func newBoundary(relayed [][2]uint16) (_ *boundary, err error) {
 	b := &boundary{}
+	for _, ports := range relayed {
+		b.relayed = append(b.relayed, bpf.PortRange{First: ports[0], Last: ports[1]})
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -59,6 +65,14 @@ func newBoundary() (_ *boundary, err error) {
 			return nil, fmt.Errorf("open the resolver's socket: %w", err)
 		}
 		b.resolver = append(b.resolver, conn)
+		if len(b.relayed) == 0 {
+			continue
+		}
+		relay, err := b.namespace.ListenDatagrams(host)
+		if err != nil {
+			return nil, fmt.Errorf("open the relays' socket: %w", err)
+		}
+		b.relays = append(b.relays, relay)
 	}
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if b.credentials, err = b.namespace.Listen("tcp4", netip.AddrPortFrom(loopback, 0)); err != nil {
@@ -96,10 +110,16 @@ func recorded(p bpf.Process, ok bool) *audit.Process {
 func (b *boundary) attach(layout bpf.Layout, cgroup <-chan string) (err error) {
 	options := bpf.RedirectOptions{
 		NetNS: b.namespace.File(), Own4: netns.Own4, Own6: netns.Own6,
-		TCP4: b.proxy[0], DNS4: b.resolver[0],
+		TCP4: b.proxy[0], DNS4: b.resolver[0], Relayed: b.relayed,
 	}
 	if len(b.proxy) == 2 {
 		options.TCP6, options.DNS6 = b.proxy[1], b.resolver[1]
+	}
+	if len(b.relays) > 0 {
+		options.UDP4 = b.relays[0]
+	}
+	if len(b.relays) == 2 {
+		options.UDP6 = b.relays[1]
 	}
 	if b.redirect, err = bpf.AttachRedirect(options); err != nil {
 		return err
@@ -187,24 +207,27 @@ func (b *boundary) dial(network string, target netip.AddrPort) (conn net.Conn, e
 	return conn, err
 }
 
-// dropped is how many datagrams found no room in the resolver's sockets.
-func (b *boundary) dropped() (uint64, error) {
-	var dropped uint64
+// dropped is how many datagrams found no room in the sockets of the resolver and of
+// the relays.
+func (b *boundary) dropped() (resolver, relays uint64, err error) {
 	for _, conn := range b.resolver {
-		n, err := drops(conn)
-		if err != nil {
-			return 0, fmt.Errorf("read the drops of the resolver's socket: %w", err)
+		if err := drops(conn, &resolver); err != nil {
+			return 0, 0, fmt.Errorf("read the drops of the resolver's socket: %w", err)
 		}
-		dropped += uint64(n)
 	}
-	return dropped, nil
+	for _, conn := range b.relays {
+		if err := drops(conn, &relays); err != nil {
+			return 0, 0, fmt.Errorf("read the drops of the relays' socket: %w", err)
+		}
+	}
+	return resolver, relays, nil
 }
 
-// drops reads a socket's SK_MEMINFO_DROPS (linux/sock_diag.h).
-func drops(conn syscall.Conn) (uint32, error) {
+// drops adds a socket's SK_MEMINFO_DROPS (linux/sock_diag.h).
+func drops(conn syscall.Conn, sum *uint64) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	var info [9]uint32
 	size := uint32(unsafe.Sizeof(info))
@@ -216,7 +239,8 @@ func drops(conn syscall.Conn) (uint32, error) {
 	if err == nil && errno != 0 {
 		err = os.NewSyscallError("getsockopt SO_MEMINFO", errno)
 	}
-	return info[8], err
+	*sum += uint64(info[8])
+	return err
 }
 
 // close takes the boundary down. What is still in the namespace is left without
@@ -234,6 +258,9 @@ func (b *boundary) close() error {
 	}
 	for _, conn := range b.resolver {
 		errs = append(errs, closeOnce(conn))
+	}
+	for _, relay := range b.relays {
+		errs = append(errs, closeOnce(relay))
 	}
 	if b.credentials != nil {
 		errs = append(errs, closeOnce(b.credentials))

@@ -11,7 +11,7 @@ func TestAttachProvesTheRedirect(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	b, err := newBoundary()
+	b, err := newBoundary([][2]uint16{{123, 123}})
 	if err != nil {
 		t.Fatal(err)
 	}

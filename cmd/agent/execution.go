@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ type execution struct {
 	terminated chan struct{} // closed when the container has ended
 
 	// taken is how many connections and datagrams of the run were taken so far.
-	taken func() (flows, datagrams uint64)
+	taken func() (flows, datagrams, relayed uint64)
 }
 
 // errOver ends what serves a run at the run's end.
@@ -112,7 +113,7 @@ func (r *execution) begin() error {
 	made := make(chan error, 1)
 	go func() {
 		var err error
-		r.boundary, err = newBoundary()
+		r.boundary, err = newBoundary(r.spec.policy.UDPPorts())
 		made <- err
 	}()
 	err := r.takeName()
@@ -251,9 +252,9 @@ func (r *execution) serve() {
 	proxy := mitm.New(mitm.Config{
 		Policy: &r.spec.policy, Authority: r.authority, Names: names, Resolver: dns, Dialer: dialer,
 		Upstreams: r.spec.roots, Recorder: r.journal, Log: r.log, Owner: r.boundary.owner, Grants: r.spec.headers,
-		Limits: r.spec.network,
+		Limits: r.spec.network, Sender: r.boundary.sender,
 	})
-	r.taken = func() (flows, datagrams uint64) { return proxy.Accepted(), dns.Received() }
+	r.taken = func() (flows, datagrams, relayed uint64) { return proxy.Accepted(), dns.Received(), proxy.Received() }
 	r.start("the proxy", func() error {
 		listeners := make([]net.Listener, len(r.boundary.proxy))
 		for i, l := range r.boundary.proxy {
@@ -264,8 +265,14 @@ func (r *execution) serve() {
 	for _, conn := range r.boundary.resolver {
 		r.start("the resolver", func() error { return dns.ServeUDP(r.stopped, conn) })
 	}
+	for _, relay := range r.boundary.relays {
+		r.start("the relay of datagrams", func() error { return proxy.ServeDatagrams(r.stopped, relay) })
+	}
 	r.start("the record of refused datagrams", func() error {
-		return r.boundary.redirect.Refusals(r.stopped, r.boundary.observer, r.recordRefusal)
+		return r.boundary.redirect.Refusals(r.stopped, r.boundary.observer, func(refusal bpf.Refusal) error {
+			name, _ := names.Name(refusal.Destination.Addr())
+			return r.recordRefusal(refusal, name)
+		})
 	})
 	r.start("the credential server", func() error {
 		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
@@ -281,17 +288,19 @@ func (r *execution) start(what string, serve func() error) {
 	})
 }
 
-func (r *execution) recordRefusal(refusal bpf.Refusal) error {
-	detail := "only TCP, and DNS to port 53, leave a run"
+// recordRefusal records what the kernel has refused. name is that behind the
+// destination; empty: none.
+func (r *execution) recordRefusal(refusal bpf.Refusal, name string) error {
+	detail := "only TCP, DNS to port 53, and what a udp: rule names leave a run"
 	if address := refusal.Destination.Addr(); address.IsMulticast() || address == broadcast {
 		detail = "no one host has this address"
 	}
 	e := audit.Refused{
 		Protocol:    refusal.Protocol,
 		Destination: refusal.Destination.String(),
-		Host:        refusal.Destination.Addr().String(),
+		Host:        cmp.Or(name, refusal.Destination.Addr().String()),
 		Port:        refusal.Destination.Port(),
-		Reason:      "protocol",
+		Reason:      audit.ReasonProtocol,
 		Detail:      detail,
 	}
 	if refusal.Process != nil {
@@ -396,8 +405,8 @@ func (r *execution) finish(exit *audit.RunExit) error {
 	errs = append(errs, err)
 	r.stop(errOver)
 	r.serving.Wait()
-	exit.Kernel = audit.Counts{Flows: counts.TCP, Datagrams: counts.DNS, KernelRefused: counts.Refused}
-	for _, e := range []audit.Lost{{What: audit.LostDatagrams, Count: lost}, {What: audit.LostRefusals, Count: counts.Lost}} {
+	exit.Kernel = audit.Counts{Flows: counts.TCP, Datagrams: counts.DNS, Relayed: counts.Relayed, KernelRefused: counts.Refused}
+	for _, e := range lost {
 		if e.Count > 0 {
 			_ = r.journal.Append(e) // its error is the journal's, told below
 		}
@@ -426,18 +435,22 @@ const settleTimeout = time.Second
 
 // settle waits until everything that the kernel has given to the proxy and the
 // resolver has been taken by them. No process of the run is left to make more. It
-// returns what the kernel has counted, and the datagrams that found no room.
-func (r *execution) settle() (counts bpf.Counts, lost uint64, err error) {
+// returns what the kernel has counted, and what found no room.
+func (r *execution) settle() (counts bpf.Counts, lost []audit.Lost, err error) {
 	if counts, err = r.boundary.redirect.Counts(); err != nil {
-		return counts, 0, err
+		return counts, nil, err
 	}
 	for deadline := time.Now().Add(settleTimeout); ; time.Sleep(time.Millisecond) {
-		if lost, err = r.boundary.dropped(); err != nil {
-			return counts, 0, err
+		lostDatagrams, lostRelayed, err := r.boundary.dropped()
+		if err != nil {
+			return counts, nil, err
 		}
-		flows, datagrams := r.taken()
-		if flows >= counts.TCP && datagrams+lost >= counts.DNS || time.Now().After(deadline) {
-			return counts, lost, nil
+		flows, datagrams, relayed := r.taken()
+		all := flows >= counts.TCP && datagrams+lostDatagrams >= counts.DNS && relayed+lostRelayed >= counts.Relayed
+		if all || time.Now().After(deadline) {
+			return counts, []audit.Lost{
+				{What: audit.LostDatagrams, Count: lostDatagrams}, {What: audit.LostRelayed, Count: lostRelayed}, {What: audit.LostRefusals, Count: counts.Lost},
+			}, nil
 		}
 	}
 }

@@ -53,6 +53,7 @@ func TestPolicyCheck(t *testing.T) {
     - {host: api.example, methods: [GET, HEAD], paths: [/v1/**]}
     - 127.0.0.1:8080
     - "*.pinned.example"
+    - udp: "*:123"
   deny: [bad.example]
   resolve: ["x.pinned.example=127.0.0.1", "y.pinned.example=127.0.0.2"]
 `)
@@ -70,6 +71,10 @@ func TestPolicyCheck(t *testing.T) {
 		{"tcp:a.example:443", 1, verdict{Reason: policy.Opaque, Hint: "--allow tcp:a.example:443"}},
 		{"tcp:db.example:5432", 0, verdict{Rule: "tcp:db.example:5432", File: own}},
 		{"udp:db.example:5432", 1, verdict{Reason: policy.NotAllowed, Hint: "udp:db.example:5432"}},
+		{"udp:db.example:123", 0, verdict{Rule: "udp:*:123", File: own}},
+		{"udp:y.pinned.example:123", 1, verdict{Reason: policy.Denied, Rule: "127.0.0.2", File: host}},
+		{"udp:10.0.0.1:123", 1, verdict{Reason: policy.Address, Hint: "agent run --allow udp:10.0.0.1:123"}},
+		{"udp:127.0.0.1:8080", 1, verdict{Reason: policy.NotAllowed}},
 		{"https://api.example/v1/x", 0, verdict{Rule: "GET,HEAD api.example /v1/**", File: own}},
 		{"https://api.example/v1/x --method POST", 1, verdict{Reason: policy.NotAllowed, Detail: "POST api.example:443/v1/x", Hint: "'POST api.example:443 /v1/x'"}},
 		{"https://api.example/v1/../x", 1, verdict{Reason: policy.Malformed, Detail: "dot segment"}},
@@ -163,6 +168,11 @@ func TestPolicySuggest(t *testing.T) {
 		audit.Refused{Flow: 8, Protocol: "http", Host: "no.example", Port: 443, Method: "PUT", URL: "https://no.example/x", Reason: "not-allowed"},
 		audit.FlowOpen{Flow: 9, Protocol: "opaque", Host: "no.example", Port: 22},
 		audit.Refused{Flow: 9, Protocol: "opaque", Host: "no.example", Port: 22, Reason: "opaque"},
+		audit.Refused{Protocol: "udp", Host: "sip.example", Port: 5060, Reason: audit.ReasonProtocol},
+		audit.Refused{Protocol: "udp", Host: "sip.example", Port: 5061, Reason: "not-allowed"},
+		audit.Refused{Protocol: "udp", Host: "bad.example", Port: 5061, Reason: "denied"},
+		audit.Refused{Protocol: "udp", Host: "224.0.0.251", Port: 5353, Reason: audit.ReasonProtocol},
+		audit.Refused{Protocol: "udp", Host: "255.255.255.255", Port: 67, Reason: audit.ReasonProtocol},
 		audit.FlowOpen{Flow: 10, Protocol: "http", Host: "bad.example", Port: 80},
 		audit.Refused{Flow: 10, Protocol: "http", Host: "bad.example", Port: 80, Method: "GET", URL: "http://bad.example/", Reason: "denied"},
 	} {
@@ -174,13 +184,13 @@ func TestPolicySuggest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := journal.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 10}}, key); err != nil {
+	if _, err := journal.Seal(&audit.RunExit{Kernel: audit.Counts{Flows: 9, Relayed: 2, KernelRefused: 3}}, key); err != nil {
 		t.Fatal(err)
 	}
 	hosts := []string{"a.example:443,8080", "c.example:8080", "quiet.example:443", "tcp:[2001:db8::1]:22", "tcp:db.example:5432", "udp:ntp.example:123"}
 	for flags, want := range map[string][]string{
 		"":          hosts,
-		"--refused": {"a.example:443,8080", "c.example:8080", "no.example:443", "quiet.example:443", "tcp:[2001:db8::1]:22", "tcp:db.example:5432", "tcp:no.example:22", "udp:ntp.example:123"},
+		"--refused": {"a.example:443,8080", "c.example:8080", "no.example:443", "quiet.example:443", "tcp:[2001:db8::1]:22", "tcp:db.example:5432", "tcp:no.example:22", "udp:ntp.example:123", "udp:sip.example:5060,5061"},
 		"--paths": {"GET a.example:443 /v2", "GET,HEAD a.example:443 /v1/a%20b", "a.example:8080", "c.example:8080", "quiet.example:443",
 			"tcp:[2001:db8::1]:22", "tcp:db.example:5432", "udp:ntp.example:123"},
 	} {

@@ -293,11 +293,6 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 	if err != nil {
 		return err
 	}
-	for _, rule := range n.Allow {
-		if strings.HasPrefix(rule.String(), "udp:") {
-			return withHint(fmt.Errorf("rule %q: only DNS leaves a run by UDP", rule), "leave it out; clients of QUIC go on by TCP")
-		}
-	}
 	s.policy = policy.Policy{Mode: mode, Source: n.source, Allow: n.Allow, Deny: n.Deny}
 	for _, g := range s.grants {
 		rules, err := policy.ParseRules(g.Hosts())

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -160,6 +161,8 @@ func (r *reached) refusal(e audit.Refused) error {
 	r.flows[e.Flow] = nil
 	reason := policy.Reason(e.Reason)
 	switch {
+	case r.refused && e.Protocol == "udp" && (reason == policy.NotAllowed || reason == audit.ReasonProtocol && !isGroup(e.Host)):
+		r.targets[policy.Target{Host: e.Host, Port: e.Port, Protocol: policy.UDP}] = true
 	case !r.refused || reason != policy.NotAllowed && reason != policy.Opaque:
 	case e.URL != "":
 		return r.request(e.Method, e.URL)
@@ -167,6 +170,12 @@ func (r *reached) refusal(e audit.Refused) error {
 		r.targets[policy.Target{Host: e.Host, Port: e.Port, Protocol: policy.NotHTTP}] = true
 	}
 	return nil
+}
+
+// isGroup reports whether no rule opens an address to datagrams.
+func isGroup(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return err == nil && (addr.IsMulticast() || addr == broadcast)
 }
 
 // maxURL is how long a URL in a journal can be before it was cut, in bytes.

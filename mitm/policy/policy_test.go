@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -336,6 +337,19 @@ func TestHostsHaveOneForm(t *testing.T) {
 		got, err := policy.Host(text)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q is %q, %v, want %q", text, got, err, want)
+		}
+	}
+}
+
+func TestUDPPorts(t *testing.T) {
+	for written, want := range map[string][][2]uint16{
+		"a.example tcp:b.example:22 *":               nil,
+		"udp:a.example:123 udp:*.b.example:1-9,4500": {{123, 123}, {1, 9}, {4500, 4500}},
+		"udp:10.0.0.0/8":                             {{1, 65535}},
+	} {
+		p := &policy.Policy{Allow: rules(t, strings.Fields(written)...), Deny: rules(t, "udp:*:500")}
+		if got := p.UDPPorts(); !slices.Equal(got, want) {
+			t.Errorf("%s: ports %v, want %v", written, got, want)
 		}
 	}
 }
