@@ -61,6 +61,7 @@ type NetworkLimits struct {
 	HandshakeTimeoutMS int64 `json:"handshake_timeout_ms"` // to dial, and for TLS on either side
 	HeaderTimeoutMS    int64 `json:"header_timeout_ms"`    // for a request's head
 	IdleTimeoutMS      int64 `json:"idle_timeout_ms"`      // between two requests
+	DatagramTimeoutMS  int64 `json:"datagram_timeout_ms"`  // between two datagrams of a flow
 }
 
 // RunExit closes every complete journal.

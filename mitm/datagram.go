@@ -16,9 +16,6 @@ import (
 	"agentops/mitm/policy"
 )
 
-// DefaultDatagramIdle is how long a flow of datagrams stays open without one.
-const DefaultDatagramIdle = time.Minute
-
 // What waits to be sent on is dropped beyond these.
 const (
 	maxQueue       = 64      // datagrams of a flow
@@ -210,7 +207,7 @@ func (r *relay) relay(ctx context.Context, upstream *net.UDPConn) error {
 	defer upstream.Close()
 	failed := make(chan error, 1)
 	receiving.Go(func() { failed <- r.receive(upstream) })
-	idle := cmp.Or(r.proxy.config.DatagramIdle, DefaultDatagramIdle)
+	idle := r.proxy.config.Limits.DatagramTimeout
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	for {

@@ -224,7 +224,7 @@ func TestDatagramsAreGuarded(t *testing.T) {
 
 func TestIdleFlowsOfDatagramsEnd(t *testing.T) {
 	b := newDatagramBench(t, benchConfig{
-		policy: policy.Policy{Allow: parsed(t, "udp:time.example")}, idle: 5 * time.Millisecond,
+		policy: policy.Policy{Allow: parsed(t, "udp:time.example")}, limits: Limits{DatagramTimeout: 5 * time.Millisecond},
 		pins: []string{"*=" + echoUDP(t).LocalAddr().String()},
 	})
 	for i := range 3 {
@@ -246,7 +246,7 @@ func TestDatagramsNeedTheirRecord(t *testing.T) {
 	server := upstreamUDP(t)
 	b := newDatagramBench(t, benchConfig{
 		policy: policy.Policy{Allow: parsed(t, "udp:time.example:123")}, pins: []string{"*=" + server.LocalAddr().String()},
-		idle: 5 * time.Millisecond,
+		limits: Limits{DatagramTimeout: 5 * time.Millisecond},
 	})
 	b.recorder.mu.Lock()
 	b.recorder.full = true

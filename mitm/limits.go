@@ -13,6 +13,7 @@ type Limits struct {
 	HandshakeTimeout time.Duration // to dial an upstream, and for TLS on either side
 	HeaderTimeout    time.Duration // from a request's first byte to the end of its head
 	IdleTimeout      time.Duration // between two requests of a connection
+	DatagramTimeout  time.Duration // between two datagrams of a flow
 }
 
 // DefaultLimits are those of a run that sets none.
@@ -23,6 +24,7 @@ func DefaultLimits() Limits {
 		HandshakeTimeout: 10 * time.Second,
 		HeaderTimeout:    30 * time.Second,
 		IdleTimeout:      5 * time.Minute,
+		DatagramTimeout:  time.Minute,
 	}
 }
 
@@ -34,5 +36,6 @@ func (l Limits) orDefaults() Limits {
 		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, d.HandshakeTimeout),
 		HeaderTimeout:    cmp.Or(l.HeaderTimeout, d.HeaderTimeout),
 		IdleTimeout:      cmp.Or(l.IdleTimeout, d.IdleTimeout),
+		DatagramTimeout:  cmp.Or(l.DatagramTimeout, d.DatagramTimeout),
 	}
 }

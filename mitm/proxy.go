@@ -44,10 +44,6 @@ type Config struct {
 	Grants    []Grant
 	Limits    Limits
 
-	// DatagramIdle is how long a flow of datagrams stays open without one. 0:
-	// DefaultDatagramIdle.
-	DatagramIdle time.Duration
-
 	// Owner names the process that has made a connection, which has just been
 	// accepted, and Sender that which has just sent a datagram; nil: not known.
 	Owner, Sender func(source, destination netip.AddrPort) *audit.Process

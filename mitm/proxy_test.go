@@ -18,7 +18,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"agentops/audit"
 	"agentops/mitm/authority"
@@ -146,7 +145,6 @@ type benchConfig struct {
 	process  *audit.Process   // that has made every connection
 	grants   []Grant
 	limits   Limits
-	idle     time.Duration // of flows of datagrams
 	resolver *net.Resolver // of the dialer
 }
 
@@ -189,7 +187,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 		dialer.resolver = c.resolver
 	}
 	p := New(Config{
-		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: dialer, DatagramIdle: c.idle,
+		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: dialer,
 		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, Limits: c.limits,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Sender: func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },

@@ -72,10 +72,11 @@ type networkLimits struct {
 	MaxHeader        size     `yaml:"max_header"`        // of a request
 	HandshakeTimeout duration `yaml:"handshake_timeout"` // and to dial
 	HeaderTimeout    duration `yaml:"header_timeout"`
-	IdleTimeout      duration `yaml:"idle_timeout"` // between two requests
+	IdleTimeout      duration `yaml:"idle_timeout"`     // between two requests
+	DatagramTimeout  duration `yaml:"datagram_timeout"` // between two of a flow
 }
 
-var networkLimitKeys = []string{"max_flows", "max_header", "handshake_timeout", "header_timeout", "idle_timeout"}
+var networkLimitKeys = []string{"max_flows", "max_header", "handshake_timeout", "header_timeout", "idle_timeout", "datagram_timeout"}
 
 // What can be asked for at all. A flow takes two descriptors of agent's.
 const (
@@ -146,6 +147,7 @@ func (n networkLimits) resolve(host *hostPolicy) (l mitm.Limits, err error) {
 	l.HandshakeTimeout = timeout("handshake_timeout", n.HandshakeTimeout, most.HandshakeTimeout, usual.HandshakeTimeout)
 	l.HeaderTimeout = timeout("header_timeout", n.HeaderTimeout, most.HeaderTimeout, usual.HeaderTimeout)
 	l.IdleTimeout = timeout("idle_timeout", n.IdleTimeout, most.IdleTimeout, usual.IdleTimeout)
+	l.DatagramTimeout = timeout("datagram_timeout", n.DatagramTimeout, most.DatagramTimeout, usual.DatagramTimeout)
 	return l, err
 }
 
@@ -169,5 +171,6 @@ func recordLimits(l mitm.Limits) audit.NetworkLimits {
 		HandshakeTimeoutMS: l.HandshakeTimeout.Milliseconds(),
 		HeaderTimeoutMS:    l.HeaderTimeout.Milliseconds(),
 		IdleTimeoutMS:      l.IdleTimeout.Milliseconds(),
+		DatagramTimeoutMS:  l.DatagramTimeout.Milliseconds(),
 	}
 }

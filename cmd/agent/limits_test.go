@@ -29,7 +29,7 @@ func TestNetworkLimits(t *testing.T) {
 		err        string
 	}{
 		"none":              {},
-		"all":               {file: "max_flows: 7\nmax_header: 64k\nhandshake_timeout: 1s\nheader_timeout: 1500ms\nidle_timeout: 1h", want: mitm.Limits{Flows: 7, HeaderBytes: 64 << 10, HandshakeTimeout: time.Second, HeaderTimeout: 1500 * time.Millisecond, IdleTimeout: time.Hour}},
+		"all":               {file: "max_flows: 7\nmax_header: 64k\nhandshake_timeout: 1s\nheader_timeout: 1500ms\nidle_timeout: 1h\ndatagram_timeout: 2s", want: mitm.Limits{Flows: 7, HeaderBytes: 64 << 10, HandshakeTimeout: time.Second, HeaderTimeout: 1500 * time.Millisecond, IdleTimeout: time.Hour, DatagramTimeout: 2 * time.Second}},
 		"least":             {file: "max_flows: 1\nmax_header: 1k\nidle_timeout: 1ms", want: mitm.Limits{Flows: 1, HeaderBytes: 1 << 10, IdleTimeout: time.Millisecond}},
 		"most":              {file: "max_flows: 100000\nmax_header: 16m\nidle_timeout: 24h", want: mitm.Limits{Flows: 100_000, HeaderBytes: 16 << 20, IdleTimeout: 24 * time.Hour}},
 		"quoted":            {file: "max_flows: '7'", want: mitm.Limits{Flows: 7}},
@@ -44,7 +44,7 @@ func TestNetworkLimits(t *testing.T) {
 		"no unit":           {file: "handshake_timeout: 10", err: `agent.yaml:2: network.handshake_timeout: "10" is no time from 1ms to 24h, such as 30s`},
 		"no time":           {file: "handshake_timeout: 0s", err: `agent.yaml:2: network.handshake_timeout: "0s" is no time`},
 		"never":             {file: "max_flows: 7\nidle_timeout: 25h", err: `agent.yaml:3: network.idle_timeout: "25h" is no time`},
-		"the host's":        {host: "max_flows: 100\nmax_header: 64k\nhandshake_timeout: 5s\nheader_timeout: 6s\nidle_timeout: 1m", want: mitm.Limits{Flows: 100, HeaderBytes: 64 << 10, HandshakeTimeout: 5 * time.Second, HeaderTimeout: 6 * time.Second, IdleTimeout: time.Minute}},
+		"the host's":        {host: "max_flows: 100\nmax_header: 64k\nhandshake_timeout: 5s\nheader_timeout: 6s\nidle_timeout: 1m\ndatagram_timeout: 1s", want: mitm.Limits{Flows: 100, HeaderBytes: 64 << 10, HandshakeTimeout: 5 * time.Second, HeaderTimeout: 6 * time.Second, IdleTimeout: time.Minute, DatagramTimeout: time.Second}},
 		"the host's, wider": {host: "max_flows: 100000\nidle_timeout: 1h"},
 		"as the host":       {file: "max_flows: 100", host: "max_flows: 100", want: mitm.Limits{Flows: 100}},
 		"below the host":    {file: "max_flows: 20000", host: "max_flows: 30000", want: mitm.Limits{Flows: 20_000}},
@@ -84,6 +84,7 @@ func TestNetworkLimits(t *testing.T) {
 				HandshakeTimeout: cmp.Or(c.want.HandshakeTimeout, usual.HandshakeTimeout),
 				HeaderTimeout:    cmp.Or(c.want.HeaderTimeout, usual.HeaderTimeout),
 				IdleTimeout:      cmp.Or(c.want.IdleTimeout, usual.IdleTimeout),
+				DatagramTimeout:  cmp.Or(c.want.DatagramTimeout, usual.DatagramTimeout),
 			}
 			if err != nil || spec.network != want {
 				t.Errorf("%+v, %v; want %+v", spec.network, err, want)
