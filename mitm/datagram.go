@@ -22,8 +22,7 @@ const (
 	maxQueuedBytes = 8 << 20 // of all flows
 )
 
-// maxDatagram is the size of the largest payload that there is, in IPv6, and one
-// byte.
+// maxDatagram is more than any datagram holds, in bytes.
 const maxDatagram = 1 << 16
 
 // Datagrams is a socket that datagrams to many destinations come to.
@@ -203,8 +202,10 @@ func (r *relay) serve(ctx context.Context) {
 // relay copies both ways until no datagram comes any more, or one side has failed.
 func (r *relay) relay(ctx context.Context, upstream *net.UDPConn) error {
 	var receiving sync.WaitGroup
-	defer receiving.Wait()
-	defer upstream.Close()
+	defer func() {
+		_ = upstream.Close() // ends receive
+		receiving.Wait()
+	}()
 	failed := make(chan error, 1)
 	receiving.Go(func() { failed <- r.receive(upstream) })
 	idle := r.proxy.config.Limits.DatagramTimeout
@@ -243,27 +244,24 @@ func (r *relay) receive(upstream *net.UDPConn) error {
 	}
 	for {
 		// A flow that waits, as most do, needs no memory for it.
-		var buf []byte
+		var buf *[maxDatagram]byte
 		var n int
-		var errno error
+		var readErr error
 		err := raw.Read(func(fd uintptr) bool {
-			buf, _ = r.proxy.buffers.Get().([]byte)
-			if buf == nil {
-				buf = make([]byte, maxDatagram)
+			buf = r.proxy.buffers.Get().(*[maxDatagram]byte)
+			n, readErr = syscall.Read(int(fd), buf[:])
+			if readErr != syscall.EAGAIN {
+				return true
 			}
-			n, errno = syscall.Read(int(fd), buf)
-			if errno == syscall.EAGAIN || errno == syscall.EINTR {
-				r.proxy.buffers.Put(buf) //nolint:staticcheck // a slice's header is little beside what it holds
-				return false
-			}
-			return true
+			r.proxy.buffers.Put(buf)
+			return false
 		})
-		if err = cmp.Or(err, errno); err != nil {
+		if err = cmp.Or(err, readErr); err != nil {
 			return fmt.Errorf("receive from %s: %w", r.upstream, err)
 		}
 		err = r.relays.socket.Answer(buf[:n], r.source, r.destination)
 		r.answered(buf[:n], err)
-		r.proxy.buffers.Put(buf) //nolint:staticcheck // likewise
+		r.proxy.buffers.Put(buf)
 	}
 }
 

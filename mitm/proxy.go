@@ -60,7 +60,7 @@ type Proxy struct {
 	accepted atomic.Uint64 // connections
 	received atomic.Uint64 // datagrams
 	queued   atomic.Int64  // bytes of datagrams that wait to be sent on
-	buffers  sync.Pool     // of maxDatagram bytes
+	buffers  sync.Pool     // of *[maxDatagram]byte
 
 	mu       sync.Mutex
 	lastFlow uint64
@@ -77,6 +77,7 @@ func New(config Config) *Proxy {
 		config:    config,
 		decrypted: newHandover(),
 		flows:     make(map[*flow]struct{}),
+		buffers:   sync.Pool{New: func() any { return new([maxDatagram]byte) }},
 	}
 	rand.Read(p.ticketKey[:]) // never fails
 	p.upstreams = newUpstreams(p)

@@ -38,8 +38,8 @@ var (
 )
 
 // Nameserver is the address to name as a run's DNS server. It is on no interface:
-// to one that is, the kernel sends from that address itself, where the redirect
-// lets no answer through.
+// to one that is, the kernel sends from that address itself, which the redirect does
+// not take for the run's.
 var Nameserver = netip.MustParseAddr("198.19.255.252")
 
 // Namespace is a network namespace. It lives as long as this value, or a

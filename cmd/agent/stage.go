@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -272,8 +273,10 @@ func profiles() []profile {
 
 // command is agent run with the escape program, on the stage.
 func (s *stage) command(ctx context.Context, p profile, args ...string) *exec.Cmd {
+	datagrams := ":" + strconv.Itoa(attempt.DatagramPort)
 	run := []string{"run", "--name", p.name, "--quiet", "--strict", "--interactive=false",
 		"--allow", attempt.Allowed, "--allow", "*." + attempt.Rebound,
+		"--allow", "udp:" + attempt.Allowed + datagrams, "--allow", "udp:*." + attempt.Rebound + datagrams,
 		"--resolve", attempt.Allowed + "=" + arenaOutside4.String()}
 	run = append(append(run, p.flags...), "--", filepath.Join(s.work, escapeName), "-stage", s.stageFile(p.name))
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append(append(run, p.args...), args...)...)

@@ -95,6 +95,9 @@ func exemptionProbes() []probe {
 		probe{name: "proxy-dns-tcp", record: attempt.Flow, try: func(t *try) verdict {
 			return t.tcp(netip.MustParseAddrPort("198.19.255.253:443"))
 		}},
+		probe{name: "proxy-dns-udp", record: attempt.Refusal, try: func(t *try) verdict {
+			return t.mute(t.datagram(netip.MustParseAddrPort("198.19.255.253:53"), unix.SOCK_DGRAM, 0, t.payload()))
+		}},
 		probe{name: "listen-everywhere", try: func(t *try) verdict { return t.listenAll(false) }},
 		probe{name: "share-proxy-port", try: func(t *try) verdict { return t.listenAll(true) }},
 		probe{name: "udp-from-53", record: attempt.Refusal, try: func(t *try) verdict {

@@ -14,7 +14,7 @@ import (
 )
 
 // server is the name server that runs are told of.
-var server = netip.MustParseAddrPort("198.19.255.253:53")
+var server = netip.MustParseAddrPort("198.19.255.252:53")
 
 // question is a DNS query.
 func question(name string, kind dnsmessage.Type) ([]byte, error) {
@@ -137,17 +137,17 @@ func nameProbes(stage *attempt.Stage) []probe {
 	asks("dns-ns", "192.175.48.77:53", refused, dnsmessage.TypeNS)
 	asks("dns-axfr", "192.175.48.77:53", refused, dnsmessage.TypeAXFR)
 	asks("dns-ptr", "192.175.48.77:53", func(*try) string { return "77.48.175.192.in-addr.arpa" }, dnsmessage.TypePTR)
-	asks("dns-labels", "198.19.255.253:53", func(t *try) string {
+	asks("dns-labels", server.String(), func(t *try) string {
 		secret := hex.EncodeToString([]byte(t.stage.Secret))
 		return clip(secret, 60) + "." + refused(t)
 	}, dnsmessage.TypeA)
-	asks("dns-long", "198.19.255.253:53", func(t *try) string {
+	asks("dns-long", server.String(), func(t *try) string {
 		return strings.Repeat(strings.Repeat("x", 60)+".", 3) + refused(t)
 	}, dnsmessage.TypeA)
-	asks("dns-below-allowed", "198.19.255.253:53", func(t *try) string { return t.label() + "." + attempt.Allowed }, dnsmessage.TypeA)
-	asks("dns-allowed-txt", "198.19.255.253:53", func(*try) string { return attempt.Allowed }, dnsmessage.TypeTXT)
-	asks("dns-case", "198.19.255.253:53", func(t *try) string { return strings.ToUpper(refused(t)) }, dnsmessage.TypeA)
-	asks("dns-single", "198.19.255.253:53", func(t *try) string { return t.label() }, dnsmessage.TypeA)
+	asks("dns-below-allowed", server.String(), func(t *try) string { return t.label() + "." + attempt.Allowed }, dnsmessage.TypeA)
+	asks("dns-allowed-txt", server.String(), func(*try) string { return attempt.Allowed }, dnsmessage.TypeTXT)
+	asks("dns-case", server.String(), func(t *try) string { return strings.ToUpper(refused(t)) }, dnsmessage.TypeA)
+	asks("dns-single", server.String(), func(t *try) string { return t.label() }, dnsmessage.TypeA)
 	list = append(list,
 		probe{name: "dns-tcp", plain: true, record: attempt.Flow, try: func(t *try) verdict {
 			return t.askTCP(netip.AddrPortFrom(outside4, 53), refused(t))

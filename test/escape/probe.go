@@ -27,7 +27,7 @@ type probe struct {
 // probes are all attempts on a stage.
 func probes(stage *attempt.Stage) []probe {
 	return slices.Concat(
-		addressProbes(stage), transportProbes(), sendProbes(), ipv6Probes(stage), familyProbes(),
+		addressProbes(stage), transportProbes(), relayProbes(), sendProbes(), ipv6Probes(stage), familyProbes(),
 		exemptionProbes(), tamperingProbes(), hostProbes(stage), nameProbes(stage), identityProbes(),
 		parsingProbes(), metadataProbes(), credentialProbes(), caProbes(), journalProbes(), timeProbes(),
 	)

@@ -59,6 +59,10 @@ const (
 	Refused = "refused.selftest"
 )
 
+// DatagramPort is the port of UDP at which Allowed, and the names below Rebound, are
+// in a rule.
+const DatagramPort = 123
+
 // Welcome is in every answer of the allowed host.
 const Welcome = "the outside answers"
 
