@@ -20,6 +20,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"github.com/moby/sys/mountinfo"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -140,6 +141,48 @@ func TestConnectionsHaveTheirProcess(t *testing.T) {
 	}
 	if counts := o.counted(t); counts.TCP != 3 {
 		t.Errorf("%d connections are counted, want 3", counts.TCP)
+	}
+}
+
+// The kernel sends more than 64 KiB of a connection in one piece where the link lets
+// it, in IPv6 with an option of its own.
+func TestLargeSegmentsPass(t *testing.T) {
+	o := newObserved(t)
+	if err := o.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetGSOMaxSize(lo, 400_000), netlink.LinkSetGSOIPv4MaxSize(lo, 400_000))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		address  string
+		listener *net.TCPListener
+	}{
+		{"203.0.113.7/443", o.tcp4},
+		{"2001:db8::7/443", o.tcp6},
+	} {
+		const size = 64 << 20
+		cmd := o.start(t, "exec head -c 64M /dev/zero > /dev/tcp/"+c.address)
+		conn, err := c.listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, conn); n != size || err != nil {
+			t.Errorf("%s: %d bytes of %d, %v", c.address, n, size, err)
+		}
+		conn.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	if counts := o.counted(t); counts.TCP != 2 || counts.Refused != 0 {
+		t.Errorf("counts are %+v, want two connections and no refusal", counts)
 	}
 }
 
