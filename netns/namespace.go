@@ -206,7 +206,9 @@ func (ns *Namespace) setUp() error {
 		}
 	}
 	for _, addr := range addrs {
-		add := &netlink.Addr{IPNet: prefix(addr, addr.BitLen()), Flags: unix.IFA_F_NODAD}
+		// A prefix route of IPv6 on lo rejects, and would be there before the
+		// kernel, in its own time, has added the one by which it is local.
+		add := &netlink.Addr{IPNet: prefix(addr, addr.BitLen()), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE}
 		if addr == Host6 {
 			// Deprecated (RFC 4862): never chosen as a source, which is Own6.
 			add.ValidLft = math.MaxUint32

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -137,4 +138,33 @@ func connect(addr netip.AddrPort) error {
 	}
 	defer unix.Close(fd)
 	return unix.Connect(fd, sockaddr)
+}
+
+// The kernel makes the route by which an address of IPv6 is local in its own time.
+// Until then none may be there that rejects.
+func TestNothingIsRejected(t *testing.T) {
+	ns := newNamespace(t)
+	if !ns.IPv6() {
+		return
+	}
+	err := ns.Do(func() error {
+		routes, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(routes)) {
+			fields := strings.Fields(line)
+			flags, err := strconv.ParseUint(fields[8], 16, 32)
+			if err != nil {
+				return err
+			}
+			if ofNothing := fields[5] == "ffffffff"; flags&unix.RTF_REJECT != 0 && !ofNothing {
+				t.Errorf("a route rejects: %s", line)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
