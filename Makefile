@@ -56,6 +56,11 @@ bench: agent
 	test/install.sh $(BENCH_PACKAGES)
 	go test -tags $(TAGS) -p 1 -run '^$$' -bench . -benchtime 20x ./...
 
+# The agent's memory while 4 GB go down and up through it, and with many connections.
+.PHONY: load
+load: deps agent
+	LOAD_BYTES=4294967296 go test -tags $(TAGS) -count=1 -v -timeout 1h -run '^(TestLargeBodies|TestManyConnections)$$' ./test
+
 # Public suites against the proxy; docs/conformance.md has the scores.
 .PHONY: conformance
 conformance: bin/h2spec | build-deps

@@ -30,8 +30,11 @@ type outside struct {
 
 func newOutside(t *testing.T) *outside {
 	t.Helper()
-	dir := t.TempDir()
-	handler := newSite(t, filepath.Join(dir, "git"))
+	return serveOutside(t, newSite(t, filepath.Join(t.TempDir(), "git")))
+}
+
+func serveOutside(t *testing.T, handler http.Handler) *outside {
+	t.Helper()
 	plain := httptest.NewServer(handler)
 	t.Cleanup(plain.Close)
 	ca, err := awsstub.NewAuthority()
@@ -55,7 +58,7 @@ func newOutside(t *testing.T) *outside {
 		tls:   secure.Listener.Addr().String(),
 		plain: plain.Listener.Addr().String(),
 		udp:   newTimeServer(t),
-		ca:    filepath.Join(dir, "upstream-ca.pem"),
+		ca:    filepath.Join(t.TempDir(), "upstream-ca.pem"),
 	}
 	if err := os.WriteFile(o.ca, ca.PEM(), 0o600); err != nil {
 		t.Fatal(err)

@@ -99,11 +99,9 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 // garbage collector, which would take a tenth of the time.
 func deferCollection() {
 	const enough = 64 << 20 // bytes, beyond which it does collect
-	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(enough)
-	time.AfterFunc(time.Second, func() {
-		debug.SetMemoryLimit(limit)
-		debug.SetGCPercent(percent)
-	})
+	percent := debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(enough)
+	time.AfterFunc(time.Second, func() { debug.SetGCPercent(percent) })
 }
 
 // begin acquires what a run needs before its first event: a name, the boundary,
@@ -277,6 +275,7 @@ func (r *execution) serve() {
 	r.start("the credential server", func() error {
 		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
 	})
+	r.start("the bound on memory", func() error { return tendMemory(r.stopped) })
 }
 
 // start runs one of the run's servers until the run is over.
