@@ -1,0 +1,145 @@
+package mitm
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"agentops/audit"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// frames is a client of HTTP/2 that sends what it likes.
+type frames struct {
+	t *testing.T
+	*http2.Framer
+	block  bytes.Buffer
+	fields *hpack.Encoder
+}
+
+func newFrames(t *testing.T, b *bench) *frames {
+	t.Helper()
+	conn := tls.Client(b.dial("www.example.com:443"), &tls.Config{RootCAs: b.roots, ServerName: "www.example.com", NextProtos: []string{"h2"}})
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	f := &frames{t: t, Framer: http2.NewFramer(conn, conn)}
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	f.fields = hpack.NewEncoder(&f.block)
+	if err := f.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// request asks for something with the given fields, names and values in turn, and
+// returns what became of it: its status, or the code with which its stream or the
+// connection ends.
+func (f *frames) request(stream uint32, fields ...string) string {
+	f.t.Helper()
+	f.block.Reset()
+	for i := 0; i < len(fields); i += 2 {
+		if err := f.fields.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: true}); err != nil {
+		f.t.Fatal(err)
+	}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		switch frame := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			return frame.PseudoValue("status")
+		case *http2.RSTStreamFrame:
+			return "stream " + frame.ErrCode.String()
+		case *http2.GoAwayFrame:
+			return "connection " + frame.ErrCode.String()
+		}
+	}
+}
+
+// What the library takes for malformed goes nowhere, and ends as docs/policy.md
+// says; a request behind it is served.
+func TestMalformedStreamsGoNowhere(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: upstream(t, true, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/good" {
+			t.Errorf("the upstream got %s %s %v", r.Method, r.URL, r.Header)
+		}
+	})})
+	const reset = "stream PROTOCOL_ERROR"
+	pseudo := func(fields ...string) []string {
+		return append([]string{":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "/bad"}, fields...)
+	}
+	for _, c := range []struct {
+		fields []string
+		want   string
+	}{
+		{pseudo("X-Upper", "a"), reset},
+		{pseudo("a b", "c"), reset},
+		{pseudo("a", "b\x00"), reset},
+		{pseudo("a", "b\r\nhost: other.example.com"), reset},
+		{pseudo(":path", "/other"), reset},
+		{pseudo(":unknown", "a"), reset},
+		{pseudo("a", "b", ":path", "/bad"), reset},
+		{pseudo(":status", "200"), reset},
+		{[]string{":method", "GET", ":scheme", "https", ":authority", "www.example.com"}, reset},
+		{[]string{":method", "GET", ":authority", "www.example.com", ":path", "/bad"}, reset},
+		{[]string{":method", "GET", ":scheme", "ftp", ":authority", "www.example.com", ":path", "/bad"}, reset},
+		{[]string{":method", "GET", ":scheme", "https", ":authority", "user@www.example.com", ":path", "/bad"}, reset},
+		{[]string{":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "bad"}, reset},
+		{[]string{":method", "CONNECT", ":scheme", "https", ":authority", "www.example.com", ":path", "/bad"}, reset},
+		{[]string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "www.example.com", ":path", "/bad"}, reset},
+		{pseudo("connection", "close"), "400"},
+		{pseudo("keep-alive", "a"), "400"},
+		{pseudo("proxy-connection", "a"), "400"},
+		{pseudo("transfer-encoding", "chunked"), "400"},
+		{pseudo("upgrade", "websocket"), "400"},
+		{pseudo("te", "gzip"), "400"},
+	} {
+		t.Run(fmt.Sprintf("%q", c.fields), func(t *testing.T) {
+			f := newFrames(t, b)
+			if got := f.request(1, c.fields...); got != c.want {
+				t.Errorf("it ends with %s, want %s", got, c.want)
+			}
+			if got := f.request(3, ":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "/good"); got != "200" {
+				t.Errorf("the next ends with %s", got)
+			}
+		})
+	}
+	b.stop()
+	for _, r := range events[audit.HTTPRequest](b.recorder) {
+		if r.URL != "https://www.example.com/good" {
+			t.Errorf("recorded %+v", r)
+		}
+	}
+}
+
+// A client that is not offered extended CONNECT (RFC 8441, section 3) opens a
+// connection of HTTP/1.1 for a WebSocket.
+func TestExtendedCONNECTIsNotOffered(t *testing.T) {
+	const enableConnectProtocol = 8
+	b := newBench(t, benchConfig{upstream: upstream(t, true, echo)})
+	f := newFrames(t, b)
+	frame, err := f.ReadFrame()
+	settings, ok := frame.(*http2.SettingsFrame)
+	if err != nil || !ok || settings.NumSettings() == 0 {
+		t.Fatal(errors.Join(err, fmt.Errorf("the first frame is %v", frame)))
+	}
+	if value, ok := settings.Value(enableConnectProtocol); ok {
+		t.Errorf("offered is %d", value)
+	}
+}
