@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"agentops/audit"
 
@@ -35,7 +36,7 @@ func (text) Name() string { return "text" }
 
 // grpcUpstream serves any method: it echoes each message at once, and what the
 // method says beside.
-func grpcUpstream(t *testing.T, options ...grpc.ServerOption) string {
+func grpcUpstream(t testing.TB, options ...grpc.ServerOption) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,7 +60,10 @@ func grpcUpstream(t *testing.T, options ...grpc.ServerOption) string {
 				return err
 			}
 			all = append(all, message)
-			if method == "/s/bidi" {
+			if method == "/s/clock" {
+				message = time.Now().Format(time.RFC3339Nano)
+			}
+			if method == "/s/bidi" || method == "/s/clock" {
 				if err := stream.SendMsg(&message); err != nil {
 					return err
 				}

@@ -271,7 +271,7 @@ func (b *bench) get(client *http.Client, url string) (*http.Response, string) {
 }
 
 // upstream is a TLS server for any name of example.com.
-func upstream(t *testing.T, http2 bool, handler http.HandlerFunc) *httptest.Server {
+func upstream(t testing.TB, http2 bool, handler http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(handler)
 	s.EnableHTTP2 = http2
