@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,10 @@ func (e *BusyError) Error() string {
 
 const recordName = "record.json"
 
+// recordWait is how long who has the lock of a live folder may be without a record
+// in it: an agent that sweeps has it for a moment, as has one that begins.
+const recordWait = time.Second
+
 // TakeClaim takes a name in runDir for a run. The error is a *BusyError when
 // another agent has it. What a killed agent's run of that name has left is set
 // aside for Sweep.
@@ -49,7 +54,7 @@ func TakeClaim(runDir, name string, record Record) (*Claim, error) {
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run folder: %w", err)
 	}
-	for {
+	for deadline := time.Now().Add(recordWait); ; {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("make the live folder: %w", err)
 		}
@@ -58,7 +63,11 @@ func TakeClaim(runDir, name string, record Record) (*Claim, error) {
 		case errors.Is(err, os.ErrNotExist):
 			continue // swept away since
 		case errors.Is(err, unix.EWOULDBLOCK):
-			other, _ := readRecord(dir) // not yet written: named without it
+			other, err := readRecord(dir)
+			if errors.Is(err, os.ErrNotExist) && time.Now().Before(deadline) {
+				time.Sleep(time.Millisecond)
+				continue
+			}
 			return nil, &BusyError{Name: name, Record: other}
 		case err != nil:
 			return nil, err

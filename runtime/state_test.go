@@ -237,7 +237,7 @@ func TestClaimRace(t *testing.T) {
 					if err := claim.Release(); err != nil {
 						t.Error(err)
 					}
-				} else if _, ok := errors.AsType[*BusyError](err); !ok {
+				} else if busy, ok := errors.AsType[*BusyError](err); !ok || busy.ID == "" {
 					t.Error(err)
 				}
 				if err := Sweep(runDir, func(Record) error { t.Error("swept one that goes on"); return nil }); err != nil {
@@ -246,6 +246,39 @@ func TestClaimRace(t *testing.T) {
 			}
 		})
 	}
+	wg.Wait()
+}
+
+// Another agent's sweep has a new folder for a moment, which is not to have its name.
+func TestClaimBesideSweeps(t *testing.T) {
+	runDir := filepath.Join(t.TempDir(), "run")
+	var wg sync.WaitGroup
+	over := make(chan struct{})
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				if err := Sweep(runDir, func(Record) error { return nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 300 {
+		claim, err := TakeClaim(runDir, "name", Record{ID: "one"})
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if err := claim.Release(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(over)
 	wg.Wait()
 }
 

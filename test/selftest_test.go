@@ -214,9 +214,15 @@ var mutants = []mutant{
 	},
 	{
 		// An address of the outside counts as the run's own, like loopback.
-		name: "the exemption widened", file: "cmd/agent/boundary.go", class: "exemption",
-		old:   "NetNS: b.namespace.File(), Own4: netns.Own4,",
-		new:   "NetNS: b.namespace.File(), Own4: netip.MustParseAddr(\"192.175.48.77\"),",
+		name: "the exemption widened", file: "netns/namespace.go", class: "exemption",
+		old:   "Own4 = netip.MustParseAddr(\"198.19.255.254\")",
+		new:   "Own4 = netip.MustParseAddr(\"192.175.48.77\")",
 		finds: []string{"listen-everywhere"},
+	},
+	{
+		name: "datagrams let out unjudged", file: "mitm/datagram.go", class: "transport",
+		old:   "f.refusal = f.judge(policy.Target{Host: f.host(), Protocol: policy.UDP}); f.refusal == nil",
+		new:   "_ = policy.UDP; f.refusal == nil",
+		finds: []string{"relay-by-address"},
 	},
 }
