@@ -34,7 +34,10 @@ type flow struct {
 	tls       bool // the client speaks TLS to us
 	sni, ja4  string
 	sealed    bool // its TLS is not opened
-	http1     *strictConn
+
+	mu       sync.Mutex
+	outgoing *upstreamConn // that its request of HTTP/1 is on
+	gone     bool          // the client is, or the proxy ends
 
 	full        bool        // there are too many, it is reset
 	refusal     *refusal    // what the whole flow is refused for
@@ -90,17 +93,10 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 	case found == protocolTLS && !f.tls:
 		f.serveTLS(ctx, conn)
 	case found == protocolHTTP:
-		f.giveHTTP1(conn, conn.reader)
+		f.serveHTTP1(ctx, conn.closeWriter, conn.reader)
 	default:
 		f.serveOpaque(ctx, conn, upstream, dial)
 	}
-}
-
-// giveHTTP1 hands a connection on that speaks HTTP without having said which, or
-// HTTP/1.
-func (f *flow) giveHTTP1(conn closeWriter, reader *bufio.Reader) {
-	f.http1 = newStrictConn(conn, reader, f)
-	f.proxy.decrypted.give(f.http1)
 }
 
 func (f *flow) serveDNS(ctx context.Context) {

@@ -59,9 +59,11 @@ const DefaultFlows = 10_000
 type Proxy struct {
 	config    Config
 	upstreams *upstreams
-	http      *http.Server
-	decrypted *handover // connections that speak HTTP, on their way to http
-	ticketKey [32]byte  // seals the sessions that clients may resume
+	http2     *http.Server
+	handover  *handover // connections that speak HTTP/2, on their way to http2
+	limits    limits
+	buffers   buffers
+	ticketKey [32]byte // seals the sessions that clients may resume
 
 	lastFlow atomic.Uint64
 	mu       sync.Mutex
@@ -73,13 +75,14 @@ type Proxy struct {
 // New makes a proxy.
 func New(config Config) *Proxy {
 	p := &Proxy{
-		config:    config,
-		decrypted: newHandover(),
-		flows:     make(map[*flow]struct{}),
+		config:   config,
+		limits:   defaultLimits,
+		handover: newHandover(),
+		flows:    make(map[*flow]struct{}),
 	}
 	rand.Read(p.ticketKey[:]) // never fails
 	p.upstreams = newUpstreams(p)
-	p.http = newHTTPServer(p)
+	p.http2 = newHTTP2Server(p)
 	return p
 }
 
@@ -89,10 +92,12 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting, serving sync.WaitGroup
 	errs := make(chan error, len(listeners)+1)
 	serving.Go(func() {
-		if err := p.http.Serve(p.decrypted); !errors.Is(err, http.ErrServerClosed) {
-			errs <- fmt.Errorf("serve HTTP: %w", err)
+		if err := p.http2.Serve(p.handover); !errors.Is(err, http.ErrServerClosed) {
+			errs <- fmt.Errorf("serve HTTP/2: %w", err)
 		}
 	})
+	watching, stopWatching := context.WithCancel(ctx)
+	serving.Go(func() { p.watch(watching) })
 	for _, listener := range listeners {
 		accepting.Go(func() {
 			if err := p.accept(ctx, listener); err != nil {
@@ -112,7 +117,8 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	// Who serves a flow sees its connection fail, and writes its records.
 	p.cutAll()
 	p.open.Wait()
-	err = errors.Join(err, p.http.Close())
+	stopWatching()
+	err = errors.Join(err, p.http2.Close())
 	serving.Wait()
 	p.upstreams.close()
 	return err
@@ -194,6 +200,7 @@ func (p *Proxy) cutAll() {
 	for f := range p.flows {
 		close(f.cut)
 		_ = f.conn.closeWriter.Close()
+		f.breakOff()
 	}
 }
 

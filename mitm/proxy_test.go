@@ -3,6 +3,7 @@ package mitm
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"agentops/audit"
 	"agentops/mitm/authority"
@@ -145,6 +147,7 @@ type benchConfig struct {
 	process  *audit.Process   // that has made every connection
 	grants   []Grant
 	flows    int // at most
+	wake     time.Duration
 }
 
 func newBench(t testing.TB, c benchConfig) *bench {
@@ -188,6 +191,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 		Grants: c.grants,
 	})
 	b.proxy = p
+	p.limits.wake = cmp.Or(c.wake, p.limits.wake)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Serve(ctx, b.listener) }()

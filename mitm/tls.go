@@ -1,7 +1,6 @@
 package mitm
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -65,9 +64,9 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	}
 	switch client.ConnectionState().NegotiatedProtocol {
 	case alpnHTTP1:
-		f.giveHTTP1(client, bufio.NewReader(client))
+		f.serveHTTP1(ctx, client, nil)
 	case alpnHTTP2:
-		f.proxy.decrypted.give(client)
+		f.proxy.handover.give(client)
 	default:
 		f.route(ctx, newBufferedConn(client, f), dial)
 	}
@@ -94,6 +93,8 @@ func (f *flow) answerHello(ctx context.Context, hello *tls.ClientHelloInfo) (*tl
 	config := &tls.Config{
 		Certificates: []tls.Certificate{*leaf},
 		MinVersion:   tls.VersionTLS12,
+
+		DynamicRecordSizingDisabled: true,
 	}
 	// Whose session it was does not matter: each flow is judged by its own hello.
 	config.SetSessionTicketKeys([][32]byte{f.proxy.ticketKey})
