@@ -48,7 +48,7 @@ func (x *exchange) identify() *refusal {
 	if !strings.HasPrefix(path, "/") && path != "*" {
 		return &refusal{reason: policy.Malformed, detail: "the request is for no path"}
 	}
-	for _, method := range r.methods() {
+	for method := range r.methods() {
 		refused := f.judge(policy.Target{Host: x.host, Protocol: policy.HTTP, Method: method, Path: path})
 		if refused != nil {
 			return refused

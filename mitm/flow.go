@@ -207,9 +207,7 @@ func (f *flow) fail(err error) {
 
 // reset ends the flow so that the client sees an error, not an end of data.
 func (f *flow) reset() {
-	if tcp, ok := f.conn.closeWriter.(interface{ SetLinger(seconds int) error }); ok {
-		_ = tcp.SetLinger(0) // fails only on a closed connection
-	}
+	_ = f.conn.SetLinger(0) // fails only on a closed connection
 	f.conn.Close()
 }
 
@@ -221,7 +219,7 @@ func isClosed(err error) bool {
 // flowConn is the client's connection: it counts what passes, and its Close ends
 // the flow.
 type flowConn struct {
-	closeWriter
+	*socket
 	flow          *flow
 	read, written atomic.Int64
 	once          sync.Once
@@ -229,20 +227,20 @@ type flowConn struct {
 }
 
 func (c *flowConn) Read(p []byte) (int, error) {
-	n, err := c.closeWriter.Read(p)
+	n, err := c.socket.Read(p)
 	c.read.Add(int64(n))
 	return n, err
 }
 
 func (c *flowConn) Write(p []byte) (int, error) {
-	n, err := c.closeWriter.Write(p)
+	n, err := c.socket.Write(p)
 	c.written.Add(int64(n))
 	return n, err
 }
 
 func (c *flowConn) Close() error {
 	c.once.Do(func() {
-		c.err = c.closeWriter.Close()
+		c.err = c.socket.Close()
 		c.flow.closed()
 	})
 	return c.err
@@ -262,7 +260,7 @@ type bufferedConn struct {
 }
 
 func newBufferedConn(conn closeWriter, f *flow) *bufferedConn {
-	return &bufferedConn{closeWriter: conn, reader: bufio.NewReader(conn), flow: f}
+	return &bufferedConn{closeWriter: conn, reader: bufio.NewReaderSize(conn, 512), flow: f} // enough to tell what it is
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }

@@ -41,7 +41,7 @@ func (x *exchange) checkGrants() *refusal {
 				reason: policy.Exposed, source: "grant " + g.Name,
 				detail: fmt.Sprintf("grant %s is for requests over TLS", g.Name), hint: "use https",
 			}
-		case slices.Contains(x.request.methods(), http.MethodTrace):
+		case slices.Contains(slices.Collect(x.request.methods()), http.MethodTrace):
 			return &refusal{
 				reason: policy.Exposed, source: "grant " + g.Name,
 				detail: fmt.Sprintf("the answer to TRACE would tell the secret of grant %s", g.Name), hint: "use another method",

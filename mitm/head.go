@@ -2,6 +2,7 @@ package mitm
 
 import (
 	"fmt"
+	"iter"
 	"net"
 	"net/http"
 	"net/url"
@@ -133,12 +134,17 @@ func (h *head) value(k kind) string {
 
 // methods are those that a server may take a request to have: some take another
 // than the first line's from a field.
-func (h *head) methods() []string {
-	found := []string{h.method}
-	for _, value := range h.values(overrideField) {
-		found = append(found, strings.ToUpper(value))
+func (h *head) methods() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if !yield(h.method) {
+			return
+		}
+		for i := range h.fields {
+			if h.fields[i].kind == overrideField && !yield(strings.ToUpper(h.fields[i].value)) {
+				return
+			}
+		}
 	}
-	return found
 }
 
 // isOption reports whether a Connection field names a field, which then is of that
@@ -361,6 +367,9 @@ func (h *head) parseTarget() error {
 			return malform("the target * is for OPTIONS")
 		}
 		return nil
+	}
+	if strings.HasPrefix(h.target, "/") && !strings.ContainsAny(h.target, "%\t") {
+		return nil // there is nothing else in it to be wrong
 	}
 	parsed, err := url.ParseRequestURI(h.target)
 	if err != nil {

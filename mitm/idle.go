@@ -4,15 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxIdle is how many unused connections are kept to one upstream.
@@ -28,7 +24,7 @@ type endpoint struct {
 // upstreamConn is a connection to an upstream of HTTP/1.
 type upstreamConn struct {
 	net.Conn // that is written to, with TLS or without
-	under    *outgoing
+	under    *socket
 	to       endpoint
 	address  string // ADDRESS:PORT
 	source   source
@@ -37,53 +33,15 @@ type upstreamConn struct {
 	since    time.Time     // it is idle
 }
 
-// outgoing is a connection of ours that can be looked at without waiting.
-type outgoing struct {
-	*net.TCPConn
-	raw     syscall.RawConn // nil: it was closed
-	looking bool
-}
-
-func newOutgoing(conn net.Conn) *outgoing {
-	o := &outgoing{TCPConn: conn.(*net.TCPConn)}
-	o.raw, _ = o.SyscallConn() // fails only on a closed connection
-	return o
-}
-
-// Read implements net.Conn.
-func (o *outgoing) Read(p []byte) (n int, err error) {
-	if !o.looking {
-		return o.TCPConn.Read(p)
-	}
-	if o.raw == nil {
-		return 0, net.ErrClosed
-	}
-	readErr := o.raw.Read(func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), p)
-		return true
-	})
-	switch {
-	case readErr != nil:
-		return 0, readErr
-	case errors.Is(err, unix.EAGAIN):
-		return 0, os.ErrDeadlineExceeded // which TLS takes for no failure
-	case err != nil:
-		return 0, err
-	case n == 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
 // silent reports whether nothing has come on a connection that waits for a request,
 // neither its end nor what would pass for the response to that. What TLS has to say
 // for itself is taken in.
 func (u *upstreamConn) silent() bool {
 	var one [1]byte
-	u.under.looking = true
+	u.under.in.look = true
 	_, err := u.Read(one[:])
-	u.under.looking = false
-	return errors.Is(err, os.ErrDeadlineExceeded)
+	u.under.in.look = false
+	return errors.Is(err, os.ErrDeadlineExceeded) // which TLS takes for no failure
 }
 
 // idle keeps the connections that wait for another request.
@@ -169,7 +127,10 @@ func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamCo
 		if err != nil {
 			return nil, err
 		}
-		under := newOutgoing(raw)
+		under, err := newSocket(raw.(tcpConn))
+		if err != nil {
+			return nil, err
+		}
 		return newUpstreamConn(under, under, to), nil
 	}
 	for {
@@ -177,7 +138,7 @@ func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamCo
 		if conn == nil {
 			break
 		}
-		if ready := newUpstreamConn(conn, conn.NetConn().(*outgoing), to); ready.silent() {
+		if ready := newUpstreamConn(conn, conn.NetConn().(*socket), to); ready.silent() {
 			return ready, nil
 		}
 		_ = conn.Close()
@@ -186,10 +147,10 @@ func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamCo
 	if err != nil {
 		return nil, err
 	}
-	return newUpstreamConn(conn, conn.NetConn().(*outgoing), to), nil
+	return newUpstreamConn(conn, conn.NetConn().(*socket), to), nil
 }
 
-func newUpstreamConn(conn net.Conn, under *outgoing, to endpoint) *upstreamConn {
+func newUpstreamConn(conn net.Conn, under *socket, to endpoint) *upstreamConn {
 	return &upstreamConn{Conn: conn, under: under, to: to, address: conn.RemoteAddr().String(), source: source{conn: conn}}
 }
 

@@ -157,6 +157,10 @@ func (p *Proxy) accept(ctx context.Context, listener net.Listener) error {
 
 // newFlow takes a connection into the books; nil when the proxy is closing.
 func (p *Proxy) newFlow(conn net.Conn) *flow {
+	socket, err := newSocket(conn.(tcpConn))
+	if err != nil {
+		return nil // it was closed
+	}
 	f := &flow{
 		proxy:       p,
 		id:          p.lastFlow.Add(1),
@@ -165,7 +169,7 @@ func (p *Proxy) newFlow(conn net.Conn) *flow {
 		began:       time.Now(),
 		cut:         make(chan struct{}),
 	}
-	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
+	f.conn = &flowConn{socket: socket, flow: f}
 	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
 	if p.config.Owner != nil {
 		f.process = p.config.Owner(f.source, f.destination)
@@ -199,7 +203,7 @@ func (p *Proxy) cutAll() {
 	p.closed = true
 	for f := range p.flows {
 		close(f.cut)
-		_ = f.conn.closeWriter.Close()
+		_ = f.conn.socket.Close()
 		f.breakOff()
 	}
 }

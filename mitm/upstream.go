@@ -141,7 +141,11 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
 	wantsCertificate := false
-	conn := tls.Client(newOutgoing(raw), &tls.Config{
+	under, err := newSocket(raw.(tcpConn))
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(under, &tls.Config{
 		ServerName:         host,
 		RootCAs:            u.proxy.config.Upstreams(),
 		NextProtos:         alpn,

@@ -2,7 +2,6 @@ package mitm
 
 import (
 	"context"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,17 +50,9 @@ func (p *Proxy) waiting() []*flow {
 // exits looks like one that sends no more, until the kernel's probes are
 // answered with a reset.
 func (f *flow) clientIsGone() bool {
-	conn, ok := f.conn.closeWriter.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return true
-	}
 	const closed = 7 // TCP_CLOSE
 	gone := false
-	err = raw.Control(func(fd uintptr) {
+	err := f.conn.raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		gone = err != nil || info.State == closed
 	})
