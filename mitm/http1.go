@@ -84,7 +84,7 @@ func (f *flow) serveHTTP1(ctx context.Context, conn closeWriter, ahead *bufio.Re
 	case lingers:
 		c.linger()
 	case broken:
-		if c.request.minor == 0 && !c.response.framed() {
+		if c.request.minor == 0 && c.response.length == noLength {
 			f.reset() // an end would pass for the response's
 		}
 		_ = f.conn.Close() // before TLS says that this was the end
