@@ -82,6 +82,7 @@ const (
 var kindOf = map[string]kind{
 	"host": hostField, "content-length": lengthField, "transfer-encoding": codingField,
 	"connection": connectionField, "keep-alive": hopField, "proxy-connection": hopField, "http2-settings": hopField,
+	"proxy-authenticate": hopField, "proxy-authorization": hopField,
 	"te": teField, "trailer": trailerField, "upgrade": upgradeField, "expect": expectField,
 	"accept": acceptField, "user-agent": agentField,
 	"x-http-method-override": overrideField, "x-http-method": overrideField, "x-method-override": overrideField,
