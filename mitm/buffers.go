@@ -31,7 +31,11 @@ func (b *buffers) writer(to io.Writer) *bufio.Writer {
 	return bufio.NewWriterSize(to, bufferSize)
 }
 
-func (b *buffers) putWriter(w *bufio.Writer) {
-	w.Reset(nil)
-	b.writers.Put(w)
+// putWriter takes a writer back, if there is one, and returns nil.
+func (b *buffers) putWriter(w *bufio.Writer) *bufio.Writer {
+	if w != nil {
+		w.Reset(nil)
+		b.writers.Put(w)
+	}
+	return nil
 }

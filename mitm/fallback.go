@@ -115,7 +115,7 @@ func (c *client) answer(p problem, unrecorded error) ending {
 	if unrecorded != nil || err != nil {
 		return broken
 	}
-	w := c.out
+	w := c.toClient()
 	fmt.Fprintf(w, "HTTP/1.1 %d %s\r\n", p.Status, http.StatusText(p.Status))
 	writeField(w, "Date", time.Now().UTC().Format(http.TimeFormat))
 	writeField(w, "Content-Type", kind)
@@ -157,10 +157,11 @@ func (c *client) switchProtocols(up *upstreamConn) ending {
 	writeField(c.out, "Connection", "Upgrade")
 	writeField(c.out, "Upgrade", got)
 	endHead(c.out)
-	c.source.to = nil
 	if c.out.Flush() != nil || c.conn.SetReadDeadline(time.Time{}) != nil {
 		return c.cut(up, errClientGone)
 	}
+	b := &c.flow.proxy.buffers
+	c.source.to, c.out, c.up = nil, b.putWriter(c.out), b.putWriter(c.up)
 	err := copyBoth(&switched{c.conn, c.in, &x.sent}, &switched{up, up.reader, &x.received})
 	if err != nil && !isClosed(err) {
 		x.err = c.why(err)

@@ -41,9 +41,9 @@ type client struct {
 	flow   *flow
 	conn   closeWriter
 	source source
-	in     *bufio.Reader // in, out and up are nil while it is idle
-	out    *bufio.Writer
-	up     *bufio.Writer // to the upstream
+	in     *bufio.Reader // nil while it is idle
+	out    *bufio.Writer // nil but for a response
+	up     *bufio.Writer // to the upstream; nil but for a request
 	served bool          // a request at least
 
 	text     []byte // of a head that is being read
@@ -72,10 +72,11 @@ func (f *flow) serveHTTP1(ctx context.Context, conn closeWriter, ahead *bufio.Re
 	if ahead != nil {
 		c.source.before, _ = ahead.Peek(ahead.Buffered())
 	}
-	c.takeBuffers()
+	c.in = f.proxy.buffers.reader(&c.source)
 	end := goesOn
 	for end == goesOn {
 		end = c.serve(ctx)
+		c.out = f.proxy.buffers.putWriter(c.out)
 	}
 	switch end {
 	case handedOver:
@@ -90,7 +91,7 @@ func (f *flow) serveHTTP1(ctx context.Context, conn closeWriter, ahead *bufio.Re
 		_ = f.conn.Close() // before TLS says that this was the end
 	}
 	_ = conn.Close()
-	c.giveBuffers()
+	f.proxy.buffers.putReader(c.in)
 }
 
 // serve serves one request.
@@ -166,8 +167,10 @@ func (c *client) await() error {
 
 // sleep waits without buffers.
 func (c *client) sleep(most time.Duration) error {
-	c.giveBuffers()
-	defer c.takeBuffers()
+	f := c.flow
+	f.proxy.buffers.putReader(c.in)
+	*c = client{flow: f, conn: c.conn, source: source{conn: c.conn}, served: c.served} // nothing is left of the last exchange
+	defer func() { c.in = f.proxy.buffers.reader(&c.source) }()
 	if err := c.conn.SetReadDeadline(time.Now().Add(most)); err != nil {
 		return err
 	}
@@ -226,7 +229,7 @@ func (c *client) forward(ctx context.Context) ending {
 	if err != nil {
 		return c.fail(up, fmt.Errorf("the upstream has not answered: %w", err))
 	}
-	continued := false
+	out, continued := c.toClient(), false
 	for {
 		if err := c.readResponse(up.reader); err != nil {
 			return c.fail(up, err)
@@ -239,9 +242,9 @@ func (c *client) forward(ctx context.Context) ending {
 		}
 		continued = continued || res.status == http.StatusContinue
 		if r.minor == 1 {
-			res.writeResponse(c.out, false)
-			endHead(c.out)
-			if c.out.Flush() != nil {
+			res.writeResponse(out, false)
+			endHead(out)
+			if out.Flush() != nil {
 				return c.fail(up, errClientGone)
 			}
 		}
@@ -256,19 +259,19 @@ func (c *client) forward(ctx context.Context) ending {
 	// What is left of a request that its upstream has had enough of is not wanted.
 	unwanted := c.sending.underway() && (!res.persists() || r.expects && !continued)
 	last := unwanted || !r.persists() || unsized && !chunked
-	res.writeResponse(c.out, chunked)
+	res.writeResponse(out, chunked)
 	switch {
 	case last:
-		writeField(c.out, "Connection", "close")
+		writeField(out, "Connection", "close")
 	case r.minor == 0:
-		writeField(c.out, "Connection", "keep-alive")
+		writeField(out, "Connection", "keep-alive")
 	}
-	endHead(c.out)
-	up.source.to = c.out // a piece that is not followed by another goes out
-	n, from, into := answer.relay(c.out, chunked)
+	endHead(out)
+	up.source.to = out // a piece that is not followed by another goes out
+	n, from, into := answer.relay(out, chunked)
 	x.received = n
 	if from == nil && into == nil {
-		into = c.out.Flush()
+		into = out.Flush()
 	}
 	switch {
 	case into != nil:
@@ -296,11 +299,12 @@ func (c *client) send(up *upstreamConn) {
 	x.upstream = up.address
 	c.flow.setOutgoing(up)
 	up.reader = c.flow.proxy.buffers.reader(&up.source)
-	c.up.Reset(up.Conn)
+	c.up = c.flow.proxy.buffers.writer(up.Conn)
 	x.writeRequest(c.up)
 	if c.content.part == ended || c.content.part == inLength && c.content.left <= int64(c.in.Buffered()) {
 		x.sent, _, _ = c.content.relay(c.up, false)
 		_ = c.up.Flush()
+		c.up = c.flow.proxy.buffers.putWriter(c.up)
 		return
 	}
 	c.sending = c.startSending(up)
@@ -331,6 +335,7 @@ func (c *client) release(up *upstreamConn, again bool) {
 	if c.sending != nil {
 		c.exchange.sent, c.source.to = c.exchange.sent+c.sending.sent, nil
 	}
+	c.up = c.flow.proxy.buffers.putWriter(c.up)
 	c.flow.proxy.buffers.putReader(up.reader)
 	up.reader, up.source.to = nil, nil
 	if again {
@@ -434,18 +439,12 @@ func (h *head) writeResponse(w *bufio.Writer, chunked bool) {
 	}
 }
 
-func (c *client) takeBuffers() {
-	b := &c.flow.proxy.buffers
-	c.in, c.out, c.up = b.reader(&c.source), b.writer(c.conn), b.writer(nil)
-}
-
-// giveBuffers lets go of them, and of all that an exchange has left.
-func (c *client) giveBuffers() {
-	b := &c.flow.proxy.buffers
-	b.putReader(c.in)
-	b.putWriter(c.out)
-	b.putWriter(c.up)
-	*c = client{flow: c.flow, conn: c.conn, source: source{conn: c.conn}, served: c.served}
+// toClient is what the response is written through.
+func (c *client) toClient() *bufio.Writer {
+	if c.out == nil {
+		c.out = c.flow.proxy.buffers.writer(c.conn)
+	}
+	return c.out
 }
 
 // linger ends our side of the connection, and waits for the client to have read it: one

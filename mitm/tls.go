@@ -62,13 +62,15 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 		f.reset()
 		return
 	}
+	// The handshake has left this goroutine a stack of which the connection, which may
+	// be idle for long, needs a part: it goes on by another.
 	switch client.ConnectionState().NegotiatedProtocol {
 	case alpnHTTP1:
-		f.serveHTTP1(ctx, client, nil)
+		go f.serveHTTP1(ctx, client, nil)
 	case alpnHTTP2:
 		f.proxy.handover.give(client)
 	default:
-		f.route(ctx, newBufferedConn(client, f), dial)
+		go f.route(ctx, newBufferedConn(client, f), dial)
 	}
 }
 
