@@ -38,10 +38,14 @@ func newHTTP2Server(p *Proxy) *http.Server {
 		Protocols:                    new(http.Protocols),
 		ErrorLog:                     log.New(debugWriter{p.config.Log}, "", 0),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			if secured, ok := conn.(*tls.Conn); ok {
-				conn = secured.NetConn()
+			var f *flow
+			switch conn := conn.(type) {
+			case *tls.Conn:
+				f = conn.NetConn().(*helloConn).flow
+			case *bufferedConn:
+				f = conn.flow
 			}
-			return context.WithValue(ctx, flowKey{}, conn.(*bufferedConn).flow)
+			return context.WithValue(ctx, flowKey{}, f)
 		},
 	}
 	s.Protocols.SetHTTP2(true)

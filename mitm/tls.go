@@ -26,35 +26,34 @@ const (
 // what is in it.
 func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	f.tls = true
-	hello, conn, err := readHello(conn)
-	if err != nil {
-		f.fail(err)
-		f.reset()
-		return
-	}
-	if hello != nil {
-		f.sni, f.ja4 = hello.ServerName, ja4(hello)
-		if _, err := f.identify(hello.ServerName); err == nil && f.refusal == nil && f.proxy.config.Policy.PassesThrough(f.host(), f.destination.Port()) {
-			f.sealed = true
-			f.serveSealed(ctx, conn, hello.SupportedProtos)
-			return
-		}
-	}
+	var alpn []string
 	var dial dialFunc
-	client := tls.Server(conn, &tls.Config{
+	first := &helloConn{bufferedConn: conn}
+	client := tls.Server(first, &tls.Config{
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
+			f.sni, f.ja4 = hello.ServerName, ja4(hello)
+			if _, err := f.identify(hello.ServerName); err == nil && f.refusal == nil && f.proxy.config.Policy.PassesThrough(f.host(), f.destination.Port()) {
+				first.sealed, alpn = true, hello.SupportedProtos
+				return nil, errHello
+			}
+			first.open()
 			config, dial, err = f.answerHello(ctx, hello)
 			return config, errors.Join(err, conn.SetDeadline(time.Now().Add(handshakeTimeout)))
 		},
 	})
 	// Time is set on the connection, not by a context: at the end of one, a
 	// goroutine of the handshake's would close the flow while this one has it.
-	err = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	err := conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	if err == nil {
 		err = client.Handshake()
 	}
-	if err == nil {
+	if err == nil || first.sealed {
 		err = conn.SetDeadline(time.Time{})
+	}
+	if err == nil && first.sealed {
+		f.sealed = true
+		f.serveSealed(ctx, first.again(), alpn)
+		return
 	}
 	if err != nil {
 		f.tlsFailure("client", describeClient(err, f.host()))
