@@ -114,6 +114,7 @@ func (c *client) serve(ctx context.Context) ending {
 		err = c.request.parseRequest(string(c.text))
 	}
 	x := &c.exchange
+	c.sending = nil
 	*x = exchange{flow: c.flow, request: &c.request, protocol: "HTTP/1.1", began: time.Now()}
 	if m, ok := errors.AsType[*malformed](err); ok {
 		c.request, c.content, x.host = head{}, body{part: toTheEnd}, c.flow.host()
@@ -208,7 +209,6 @@ func (c *client) forward(ctx context.Context) ending {
 	if f.unreachable != nil {
 		return c.fail(nil, f.unreachable)
 	}
-	c.sending = nil
 	repeatable := r.idempotent() && c.content.part == ended
 	up, err := f.proxy.upstreams.connect(ctx, f, x.endpoint())
 	if err != nil {
@@ -216,7 +216,8 @@ func (c *client) forward(ctx context.Context) ending {
 	}
 	for {
 		c.send(up)
-		// An upstream may answer what it does not read to its end.
+		// Whether all went out does not matter: it may answer what it does not read to
+		// its end.
 		if _, err = up.reader.Peek(1); err == nil || !up.kept || !repeatable || f.isGone() {
 			break
 		}
@@ -283,7 +284,8 @@ func (c *client) forward(ctx context.Context) ending {
 		return lingers
 	}
 	if c.sending != nil && !c.sending.finish() {
-		return min(c.cut(up, c.sending.into), lingers) // the response at least is whole
+		c.cut(up, c.sending.into)
+		return lingers // the response at least is whole
 	}
 	c.release(up, res.persists() && up.reader.Buffered() == 0)
 	if last {
