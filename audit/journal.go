@@ -42,7 +42,19 @@ type Journal struct {
 	failed chan struct{}
 	buf    bytes.Buffer
 	enc    *json.Encoder
+
+	pending   []byte // lines that are still to be written
+	written   Seal   // as of the lines before
+	scheduled bool   // they will be, by flushLater
 }
+
+// The lines of http.request, of which there may be many, are written in groups: they
+// tell of what has happened, and hold nothing up. Whatever is recorded before it may
+// happen is written at once, and all before it.
+const (
+	groupFor = time.Millisecond
+	groupMax = 64 << 10 // bytes
+)
 
 // maxHosts bounds the set from which Totals.Hosts is counted.
 const maxHosts = 1 << 16
@@ -54,19 +66,20 @@ func Create(path, run string) (*Journal, error) {
 		return nil, fmt.Errorf("create the journal: %w", err)
 	}
 	j := &Journal{
-		file:   file,
-		seal:   Seal{Run: run, SHA256: genesis},
-		hosts:  make(map[string]struct{}),
-		failed: make(chan struct{}),
+		file:    file,
+		seal:    Seal{Run: run, SHA256: genesis},
+		written: Seal{Run: run, SHA256: genesis},
+		hosts:   make(map[string]struct{}),
+		failed:  make(chan struct{}),
 	}
 	j.enc = json.NewEncoder(&j.buf)
 	j.enc.SetEscapeHTML(false)
 	return j, nil
 }
 
-// Append writes one event and returns once the kernel has it. After the first
-// failure the journal takes nothing more and every call returns that error: a
-// caller must not let pass what it could not record.
+// Append writes one event and returns once the kernel has it; an http.request it has
+// a millisecond later. After the first failure the journal takes nothing more and
+// every call returns that error: a caller must not let pass what it could not record.
 func (j *Journal) Append(e Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -79,22 +92,51 @@ func (j *Journal) append(e Event, key *Key) error {
 		return j.err
 	}
 	line, err := j.encode(e)
-	if err == nil {
-		if key != nil {
-			line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
-		}
-		err = j.write(line)
-	}
 	if err != nil {
-		j.err = fmt.Errorf("write the journal: %w", err)
-		close(j.failed)
-		return j.err
+		return j.fail(err)
 	}
+	if key != nil {
+		line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
+	}
+	j.pending = append(j.pending, line...)
 	sum := sha256.Sum256(line[:len(line)-1])
 	j.seal.SHA256 = hex.EncodeToString(sum[:])
 	j.seal.Lines++
 	j.count(e)
+	if _, later := e.(HTTPRequest); !later || len(j.pending) >= groupMax {
+		return j.flush()
+	}
+	if !j.scheduled {
+		j.scheduled = true
+		time.AfterFunc(groupFor, j.flushLater)
+	}
 	return nil
+}
+
+// flush writes what is pending.
+func (j *Journal) flush() error {
+	if err := j.write(j.pending); err != nil {
+		return j.fail(err)
+	}
+	j.pending, j.written = j.pending[:0], j.seal
+	return nil
+}
+
+func (j *Journal) flushLater() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.scheduled = false
+	if j.err == nil {
+		_ = j.flush() // who records next is told, and who waits for Failed
+	}
+}
+
+// fail notes the first failure.
+func (j *Journal) fail(err error) error {
+	j.err = fmt.Errorf("write the journal: %w", err)
+	j.pending, j.seal = nil, j.written
+	close(j.failed)
+	return j.err
 }
 
 // encode returns the event's line, newline included, valid until the next call.
@@ -126,9 +168,9 @@ func (j *Journal) encode(e Event) ([]byte, error) {
 	return line[:len(line)-2], nil
 }
 
-// write appends the whole line or leaves the file as it was.
-func (j *Journal) write(line []byte) error {
-	n, err := j.file.Write(line)
+// write appends whole lines or leaves the file as it was.
+func (j *Journal) write(lines []byte) error {
+	n, err := j.file.Write(lines)
 	if err != nil {
 		if n > 0 {
 			err = errors.Join(err, j.file.Truncate(j.size))
@@ -195,7 +237,11 @@ func (j *Journal) Totals() Totals {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.file.Close()
+	var err error
+	if j.err == nil {
+		err = j.flush()
+	}
+	return errors.Join(err, j.file.Close())
 }
 
 // Seal writes run.exit with the journal's totals as the last line, signed, which
