@@ -4,10 +4,8 @@
 package audit
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -40,8 +38,7 @@ type Journal struct {
 	hosts  map[string]struct{}
 	err    error
 	failed chan struct{}
-	buf    bytes.Buffer
-	enc    *json.Encoder
+	encoder
 
 	pending   []byte // lines that are still to be written
 	written   Seal   // as of the lines before
@@ -72,8 +69,7 @@ func Create(path, run string) (*Journal, error) {
 		hosts:   make(map[string]struct{}),
 		failed:  make(chan struct{}),
 	}
-	j.enc = json.NewEncoder(&j.buf)
-	j.enc.SetEscapeHTML(false)
+	j.encoder = newEncoder()
 	return j, nil
 }
 
@@ -91,7 +87,13 @@ func (j *Journal) append(e Event, key *Key) error {
 	if j.err != nil {
 		return j.err
 	}
-	line, err := j.encode(e)
+	line, err := j.encode(Header{
+		Seq:  j.seal.Lines,
+		Time: time.Now().UTC().Format(time.RFC3339Nano),
+		Run:  j.seal.Run,
+		Type: e.Type(),
+		Prev: j.seal.SHA256,
+	}, e)
 	if err != nil {
 		return j.fail(err)
 	}
@@ -137,35 +139,6 @@ func (j *Journal) fail(err error) error {
 	j.pending, j.seal = nil, j.written
 	close(j.failed)
 	return j.err
-}
-
-// encode returns the event's line, newline included, valid until the next call.
-func (j *Journal) encode(e Event) ([]byte, error) {
-	j.buf.Reset()
-	err := j.enc.Encode(Header{
-		Seq:  j.seal.Lines,
-		Time: time.Now().UTC().Format(time.RFC3339Nano),
-		Run:  j.seal.Run,
-		Type: e.Type(),
-		Prev: j.seal.SHA256,
-	})
-	if err != nil {
-		return nil, err
-	}
-	// Two objects make one line: `{"seq":...}\n` and `{...}\n`, of which the
-	// inner `}\n{` becomes a comma.
-	head := j.buf.Len()
-	if err := j.enc.Encode(e); err != nil {
-		return nil, err
-	}
-	line := j.buf.Bytes()
-	body := line[head:]
-	if string(body) == "{}\n" {
-		return line[:head], nil
-	}
-	line[head-2] = ','
-	copy(line[head-1:], body[1:])
-	return line[:len(line)-2], nil
 }
 
 // write appends whole lines or leaves the file as it was.
