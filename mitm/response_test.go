@@ -458,3 +458,55 @@ func FuzzResponses(f *testing.F) {
 		}
 	})
 }
+
+// Bodies pass whole, whatever their size is to a buffer's or a record's, in both ways at
+// once, and are counted.
+func TestBodiesOfAnySizePass(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: upstream(t, false, func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			t.Error(err)
+		}
+		if r.ContentLength > 0 {
+			w.Header().Set("Content-Length", fmt.Sprint(r.ContentLength))
+		}
+		io.Copy(w, r.Body)
+	})})
+	client := b.client("h1")
+	sizes := []int{0, 1, 3000, bufferSize - 1, bufferSize, bufferSize + 1, 3*bufferSize - 7, 5 << 20}
+	for _, size := range sizes {
+		body := make([]byte, size)
+		for i := range body {
+			body[i] = byte(i ^ i>>8 ^ i>>16)
+		}
+		for _, chunked := range []bool{false, true} {
+			request, err := http.NewRequest(http.MethodPost, "https://www.example.com/", bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if chunked {
+				request.ContentLength = -1
+				request.Body = io.NopCloser(bytes.NewReader(body))
+			}
+			res, err := client.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err != nil || !bytes.Equal(got, body) {
+				t.Errorf("of %d bytes (chunked: %t) came back %d, %v", size, chunked, len(got), err)
+			}
+		}
+	}
+	client.CloseIdleConnections()
+	b.stop()
+	requests := events[audit.HTTPRequest](b.recorder)
+	if len(requests) != 2*len(sizes) {
+		t.Fatalf("%d requests recorded", len(requests))
+	}
+	for i, r := range requests {
+		if size := int64(sizes[i/2]); r.BytesSent != size || r.BytesReceived != size || r.Error != "" {
+			t.Errorf("recorded %+v", r)
+		}
+	}
+}
