@@ -239,6 +239,55 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 	}
 }
 
+// What must be recorded before it happens is in the file when Append returns, and all
+// that came before it; an http.request alone soon after.
+func TestRequestsAreWrittenInGroups(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	j, err := audit.Create(path, "run-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := func() int {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Count(data, []byte("\n"))
+	}
+	for i := range 3 {
+		for _, e := range []audit.Event{audit.HTTPRequest{}, audit.HTTPRequest{}, audit.FlowOpen{}} {
+			if err := j.Append(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := lines(); n != 3*i+3 {
+			t.Errorf("%d lines are in the file, want %d", n, 3*i+3)
+		}
+	}
+	if err := j.Append(audit.HTTPRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	for lines() < 10 {
+		if t.Context().Err() != nil {
+			t.Fatal("the last request is not written")
+		}
+	}
+	for range 1000 {
+		if err := j.Append(audit.HTTPRequest{URL: strings.Repeat("x", 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := lines(); n < 900 {
+		t.Errorf("%d lines are in the file: more wait in memory than may", n)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := lines(); n != 1010 {
+		t.Errorf("%d lines are in the file after Close", n)
+	}
+}
+
 // After the first failure nothing may be taken to be recorded.
 func TestAFailedJournalTakesNothingMore(t *testing.T) {
 	if _, err := audit.Create("/dev/full", "run-1"); err == nil {

@@ -4,10 +4,8 @@
 package audit
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -40,9 +38,20 @@ type Journal struct {
 	hosts  map[string]struct{}
 	err    error
 	failed chan struct{}
-	buf    bytes.Buffer
-	enc    *json.Encoder
+	encoder
+
+	pending   []byte // lines that are still to be written
+	written   Seal   // as of the lines before
+	scheduled bool   // they will be, by flushLater
 }
+
+// The lines of http.request, of which there may be many, are written in groups: they
+// tell of what has happened, and hold nothing up. Whatever is recorded before it may
+// happen is written at once, and all before it.
+const (
+	groupFor = time.Millisecond
+	groupMax = 64 << 10 // bytes
+)
 
 // maxHosts bounds the set from which Totals.Hosts is counted.
 const maxHosts = 1 << 16
@@ -54,19 +63,19 @@ func Create(path, run string) (*Journal, error) {
 		return nil, fmt.Errorf("create the journal: %w", err)
 	}
 	j := &Journal{
-		file:   file,
-		seal:   Seal{Run: run, SHA256: genesis},
-		hosts:  make(map[string]struct{}),
-		failed: make(chan struct{}),
+		file:    file,
+		seal:    Seal{Run: run, SHA256: genesis},
+		written: Seal{Run: run, SHA256: genesis},
+		hosts:   make(map[string]struct{}),
+		failed:  make(chan struct{}),
 	}
-	j.enc = json.NewEncoder(&j.buf)
-	j.enc.SetEscapeHTML(false)
+	j.encoder = newEncoder()
 	return j, nil
 }
 
-// Append writes one event and returns once the kernel has it. After the first
-// failure the journal takes nothing more and every call returns that error: a
-// caller must not let pass what it could not record.
+// Append writes one event and returns once the kernel has it; an http.request it has
+// a millisecond later. After the first failure the journal takes nothing more and
+// every call returns that error: a caller must not let pass what it could not record.
 func (j *Journal) Append(e Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -78,57 +87,63 @@ func (j *Journal) append(e Event, key *Key) error {
 	if j.err != nil {
 		return j.err
 	}
-	line, err := j.encode(e)
-	if err == nil {
-		if key != nil {
-			line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
-		}
-		err = j.write(line)
-	}
-	if err != nil {
-		j.err = fmt.Errorf("write the journal: %w", err)
-		close(j.failed)
-		return j.err
-	}
-	sum := sha256.Sum256(line[:len(line)-1])
-	j.seal.SHA256 = hex.EncodeToString(sum[:])
-	j.seal.Lines++
-	j.count(e)
-	return nil
-}
-
-// encode returns the event's line, newline included, valid until the next call.
-func (j *Journal) encode(e Event) ([]byte, error) {
-	j.buf.Reset()
-	err := j.enc.Encode(Header{
+	line, err := j.encode(Header{
 		Seq:  j.seal.Lines,
 		Time: time.Now().UTC().Format(time.RFC3339Nano),
 		Run:  j.seal.Run,
 		Type: e.Type(),
 		Prev: j.seal.SHA256,
-	})
+	}, e)
 	if err != nil {
-		return nil, err
+		return j.fail(err)
 	}
-	// Two objects make one line: `{"seq":...}\n` and `{...}\n`, of which the
-	// inner `}\n{` becomes a comma.
-	head := j.buf.Len()
-	if err := j.enc.Encode(e); err != nil {
-		return nil, err
+	if key != nil {
+		line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
 	}
-	line := j.buf.Bytes()
-	body := line[head:]
-	if string(body) == "{}\n" {
-		return line[:head], nil
+	j.pending = append(j.pending, line...)
+	sum := sha256.Sum256(line[:len(line)-1])
+	j.seal.SHA256 = hex.EncodeToString(sum[:])
+	j.seal.Lines++
+	j.count(e)
+	if _, later := e.(HTTPRequest); !later || len(j.pending) >= groupMax {
+		return j.flush()
 	}
-	line[head-2] = ','
-	copy(line[head-1:], body[1:])
-	return line[:len(line)-2], nil
+	if !j.scheduled {
+		j.scheduled = true
+		time.AfterFunc(groupFor, j.flushLater)
+	}
+	return nil
 }
 
-// write appends the whole line or leaves the file as it was.
-func (j *Journal) write(line []byte) error {
-	n, err := j.file.Write(line)
+// flush writes what is pending.
+func (j *Journal) flush() error {
+	if err := j.write(j.pending); err != nil {
+		return j.fail(err)
+	}
+	j.pending, j.written = j.pending[:0], j.seal
+	return nil
+}
+
+func (j *Journal) flushLater() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.scheduled = false
+	if j.err == nil {
+		_ = j.flush() // who records next is told, and who waits for Failed
+	}
+}
+
+// fail notes the first failure.
+func (j *Journal) fail(err error) error {
+	j.err = fmt.Errorf("write the journal: %w", err)
+	j.pending, j.seal = nil, j.written
+	close(j.failed)
+	return j.err
+}
+
+// write appends whole lines or leaves the file as it was.
+func (j *Journal) write(lines []byte) error {
+	n, err := j.file.Write(lines)
 	if err != nil {
 		if n > 0 {
 			err = errors.Join(err, j.file.Truncate(j.size))
@@ -197,7 +212,11 @@ func (j *Journal) Totals() Totals {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.file.Close()
+	var err error
+	if j.err == nil {
+		err = j.flush()
+	}
+	return errors.Join(err, j.file.Close())
 }
 
 // Seal writes run.exit with the journal's totals as the last line, signed, which

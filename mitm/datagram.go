@@ -248,12 +248,12 @@ func (r *relay) receive(upstream *net.UDPConn) error {
 		var n int
 		var readErr error
 		err := raw.Read(func(fd uintptr) bool {
-			buf = r.proxy.buffers.Get().(*[maxDatagram]byte)
+			buf = r.proxy.datagrams.Get().(*[maxDatagram]byte)
 			n, readErr = syscall.Read(int(fd), buf[:])
 			if readErr != syscall.EAGAIN {
 				return true
 			}
-			r.proxy.buffers.Put(buf)
+			r.proxy.datagrams.Put(buf)
 			return false
 		})
 		if err = cmp.Or(err, readErr); err != nil {
@@ -261,7 +261,7 @@ func (r *relay) receive(upstream *net.UDPConn) error {
 		}
 		err = r.relays.socket.Answer(buf[:n], r.source, r.destination)
 		r.answered(buf[:n], err)
-		r.proxy.buffers.Put(buf)
+		r.proxy.datagrams.Put(buf)
 	}
 }
 

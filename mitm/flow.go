@@ -35,7 +35,10 @@ type flow struct {
 	tls       bool // the client speaks TLS to us
 	sni, ja4  string
 	sealed    bool // its TLS is not opened
-	http1     *strictConn
+
+	mu       sync.Mutex
+	outgoing *upstreamConn // that its request of HTTP/1 is on
+	gone     bool          // the client is, or the proxy ends
 
 	full        bool        // there are too many, it is reset
 	refusal     *refusal    // what the whole flow is refused for
@@ -89,17 +92,10 @@ func (f *flow) route(ctx context.Context, conn *bufferedConn, dial dialFunc) {
 	case found == protocolTLS && !f.tls:
 		f.serveTLS(ctx, conn)
 	case found == protocolHTTP:
-		f.giveHTTP1(conn, conn.reader)
+		f.serveHTTP1(ctx, conn.closeWriter, conn.reader)
 	default:
 		f.serveOpaque(ctx, conn, upstream, dial)
 	}
-}
-
-// giveHTTP1 hands a connection on that speaks HTTP without having said which, or
-// HTTP/1.
-func (f *flow) giveHTTP1(conn closeWriter, reader *bufio.Reader) {
-	f.http1 = newStrictConn(conn, reader, f)
-	f.proxy.decrypted.give(f.http1)
 }
 
 // handshakeTimeout bounds each step of what comes before the first request.
@@ -215,9 +211,7 @@ func (f *flow) fail(err error) {
 
 // reset ends the flow so that the client sees an error, not an end of data.
 func (f *flow) reset() {
-	if tcp, ok := f.conn.closeWriter.(interface{ SetLinger(seconds int) error }); ok {
-		_ = tcp.SetLinger(0) // fails only on a closed connection
-	}
+	_ = f.conn.SetLinger(0) // fails only on a closed connection
 	f.conn.Close()
 }
 
@@ -229,7 +223,7 @@ func isClosed(err error) bool {
 // flowConn is the client's connection: it counts what passes, and its Close ends
 // the flow.
 type flowConn struct {
-	closeWriter
+	*socket
 	flow          *flow
 	read, written atomic.Int64
 	once          sync.Once
@@ -237,20 +231,20 @@ type flowConn struct {
 }
 
 func (c *flowConn) Read(p []byte) (int, error) {
-	n, err := c.closeWriter.Read(p)
+	n, err := c.socket.Read(p)
 	c.read.Add(int64(n))
 	return n, err
 }
 
 func (c *flowConn) Write(p []byte) (int, error) {
-	n, err := c.closeWriter.Write(p)
+	n, err := c.socket.Write(p)
 	c.written.Add(int64(n))
 	return n, err
 }
 
 func (c *flowConn) Close() error {
 	c.once.Do(func() {
-		c.err = c.closeWriter.Close()
+		c.err = c.socket.Close()
 		c.flow.closed()
 	})
 	return c.err
@@ -270,7 +264,7 @@ type bufferedConn struct {
 }
 
 func newBufferedConn(conn closeWriter, f *flow) *bufferedConn {
-	return &bufferedConn{closeWriter: conn, reader: bufio.NewReader(conn), flow: f}
+	return &bufferedConn{closeWriter: conn, reader: bufio.NewReaderSize(conn, 512), flow: f} // enough to tell what it is
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }

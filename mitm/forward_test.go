@@ -132,14 +132,12 @@ func TestWhatIsForwardedIsWhatIsRecorded(t *testing.T) {
 	}
 }
 
-// What the library would send on as something else, or take for something else, stays
-// here.
+// What would be sent on as something else, or taken for something else, stays here.
 func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 	w := newWitness(t)
 	b := newBench(t, benchConfig{pins: []string{"*=" + w.Addr().String()}})
 	for _, message := range []string{
 		"GET http:a HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
-		"GET //a/<b> HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
 		"PRI * HTTP/2.0\r\n\r\n000000",
 	} {
 		forwarded, err := b.exchange(t, w, []byte(message))
@@ -150,6 +148,15 @@ func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 		if len(refused) != 1 || refused[0].Reason != "malformed" {
 			t.Errorf("%q: recorded %+v", message, refused)
 		}
+	}
+	// The library of HTTP/2 would send its brackets escaped.
+	b.sendHTTP2(t, []hpack.HeaderField{
+		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "//a/<b>"}, {Name: ":authority", Value: "www.example.com"},
+	})
+	b.settle(t)
+	refused := events[audit.Refused](b.recorder)
+	if len(refused) != 1 || refused[0].Reason != "malformed" || len(events[audit.HTTPRequest](b.recorder)) > 0 {
+		t.Errorf("//a/<b> over HTTP/2: recorded %+v", refused)
 	}
 }
 

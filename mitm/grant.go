@@ -41,7 +41,7 @@ func (x *exchange) checkGrants() *refusal {
 				reason: policy.Exposed, source: "grant " + g.Name,
 				detail: fmt.Sprintf("grant %s is for requests over TLS", g.Name), hint: "use https",
 			}
-		case slices.Contains(methods(x.request), http.MethodTrace):
+		case slices.Contains(slices.Collect(x.request.methods()), http.MethodTrace):
 			return &refusal{
 				reason: policy.Exposed, source: "grant " + g.Name,
 				detail: fmt.Sprintf("the answer to TRACE would tell the secret of grant %s", g.Name), hint: "use another method",
@@ -51,19 +51,21 @@ func (x *exchange) checkGrants() *refusal {
 	return nil
 }
 
-// putGrants puts what is granted for a request on it, and notes that it did.
-// Whatever a server might take for the same header is taken off.
-func (x *exchange) putGrants(header http.Header) {
+// putGrants returns the grants whose headers go on a request that is about to go out,
+// and notes that they do.
+func (x *exchange) putGrants() []Grant {
 	if !x.flow.tls {
-		return
+		return nil
 	}
-	for _, g := range x.grants() {
-		for name := range header {
-			if strings.EqualFold(strings.ReplaceAll(name, "_", "-"), strings.ReplaceAll(g.Header, "_", "-")) {
-				delete(header, name)
-			}
-		}
-		header[g.Header] = []string{g.Value()}
+	x.granted = nil
+	found := x.grants()
+	for _, g := range found {
 		x.granted = append(x.granted, g.Name)
 	}
+	return found
+}
+
+// covers reports whether a server might take a field for the one that is granted.
+func (g *Grant) covers(name string) bool {
+	return len(name) == len(g.Header) && strings.EqualFold(strings.ReplaceAll(name, "_", "-"), strings.ReplaceAll(g.Header, "_", "-"))
 }

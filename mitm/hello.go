@@ -10,50 +10,49 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
+	"strconv"
 	"strings"
-	"time"
 )
 
 // errHello ends a handshake of which only the client hello is wanted.
 var errHello = errors.New("the client hello is all")
 
-// readHello reads a client hello, however it is cut into records and segments, and
-// returns the connection as it was before. The hello is nil when there was no
-// whole one by the deadline; who goes on finds out why.
-func readHello(conn *bufferedConn, deadline time.Time) (*tls.ClientHelloInfo, *bufferedConn, error) {
-	if err := conn.SetReadDeadline(deadline); err != nil {
-		return nil, nil, err
-	}
-	var seen bytes.Buffer
-	var hello *tls.ClientHelloInfo
-	// That it fails is meant; a hello that is none fails again for who goes on.
-	_ = tls.Server(listening{conn, io.TeeReader(conn, &seen)}, &tls.Config{
-		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			hello = h
-			return nil, errHello
-		},
-	}).Handshake()
-	rest, err := conn.reader.Peek(conn.reader.Buffered())
-	if err != nil {
-		return nil, nil, err
-	}
-	// What is in the way of a connection that may be idle for long is small.
-	reader := bufio.NewReaderSize(io.MultiReader(&seen, bytes.NewReader(rest), conn.closeWriter), 16)
-	again := &bufferedConn{closeWriter: conn.closeWriter, flow: conn.flow, reader: reader}
-	return hello, again, conn.SetReadDeadline(time.Time{})
+// helloConn remembers what is read of a client until it is known what becomes of its
+// hello.
+type helloConn struct {
+	*bufferedConn
+	seen   bytes.Buffer
+	opened bool // it is answered by us, and nothing is to be remembered any more
+	sealed bool // it is not, and nothing of ours goes out
 }
 
-// listening is a connection on which nothing is said.
-type listening struct {
-	net.Conn
-	reader io.Reader
+// open lets the handshake go on.
+func (c *helloConn) open() { c.opened, c.seen = true, bytes.Buffer{} }
+
+// again is the connection as it was before the hello.
+func (c *helloConn) again() *bufferedConn {
+	rest, _ := c.reader.Peek(c.reader.Buffered())
+	from := io.MultiReader(&c.seen, bytes.NewReader(rest), c.closeWriter)
+	return &bufferedConn{closeWriter: c.closeWriter, flow: c.flow, reader: bufio.NewReader(from)}
 }
 
-func (l listening) Read(p []byte) (int, error)  { return l.reader.Read(p) }
-func (l listening) Write(p []byte) (int, error) { return len(p), nil }
-func (l listening) Close() error                { return nil }
+// Read implements net.Conn.
+func (c *helloConn) Read(p []byte) (int, error) {
+	n, err := c.bufferedConn.Read(p)
+	if !c.opened {
+		c.seen.Write(p[:n])
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *helloConn) Write(p []byte) (int, error) {
+	if c.sealed {
+		return len(p), nil
+	}
+	return c.bufferedConn.Write(p)
+}
 
 // ja4 is the fingerprint of a client hello that FoxIO calls JA4
 // (github.com/FoxIO-LLC/ja4): what the client is able to, whatever it asks for.
@@ -102,7 +101,7 @@ func hexes(numbers []uint16) []string {
 	var written []string
 	for _, n := range numbers {
 		if !isGrease(n) {
-			written = append(written, fmt.Sprintf("%04x", n))
+			written = append(written, strconv.FormatUint(1<<16|uint64(n), 16)[1:]) // of four digits
 		}
 	}
 	return written

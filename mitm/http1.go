@@ -2,450 +2,453 @@ package mitm
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
-	"sync"
-	"sync/atomic"
-	"syscall"
+	"strings"
 	"time"
-
-	"agentops/audit"
-	"agentops/mitm/policy"
-
-	"golang.org/x/sys/unix"
 )
 
-const (
-	maxChunkLine = 4 << 10 // bytes; size and extensions
-	maxTrailer   = 4000    // bytes; net/http wants it in one buffer
-	maxDrained   = 256 << 10
-	// lookAfter is how often it is looked whether a client that sends no more
-	// is still there.
-	lookAfter = time.Second
-)
+// limits are those of HTTP/1 beside Limits.
+type limits struct {
+	// wake is how long a client that has had its answer is likely to ask again; then
+	// it waits without buffers.
+	wake time.Duration
+	// linger and drained bound what is still read of a client that is told something
+	// and may not be listening yet.
+	linger  time.Duration
+	drained int64 // bytes
+}
+
+var defaultLimits = limits{wake: 2 * time.Second, linger: time.Second, drained: 256 << 10}
 
 // preface begins HTTP/2 without TLS (RFC 9113, section 3.4).
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// malformed is what a client has sent that is no HTTP/1 in the strict reading,
-// which must be the reading of everyone behind us.
-type malformed struct {
-	status  int
-	detail  string
-	request int // the how-manieth of the connection
+// client is a client's connection that speaks HTTP/1. One goroutine serves it, request
+// by request; a second one is there while a body is on its way to the upstream.
+type client struct {
+	flow   *flow
+	conn   closeWriter
+	source source
+	in     *bufio.Reader // nil while it is idle
+	out    *bufio.Writer // nil but for a response
+	up     *bufio.Writer // to the upstream; nil but for a request
+	served bool          // a request at least
+
+	text     []byte // of a head that is being read
+	request  head
+	content  body // of the request
+	response head
+	exchange exchange
+	sending  *sending // the request's body; nil: it is with the upstream
 }
 
-func (m *malformed) Error() string { return m.detail }
-
-func malform(detail string) *malformed {
-	return &malformed{status: http.StatusBadRequest, detail: detail}
-}
-
-type part int
+// ending is how it goes on with a client's connection after an exchange.
+type ending uint8
 
 const (
-	inHead part = iota
-	inBody
-	inChunkSize
-	inChunk
-	afterChunk
-	inTrailer
-	inRaw // nothing of ours: HTTP/2, or what was upgraded to
-	atEnd
+	goesOn ending = iota
+	done
+	lingers    // it is told something, and may be sending still
+	broken     // the response is not whole, which the client must see
+	handedOver // to who speaks HTTP/2
 )
 
-// strictConn is a client's connection as net/http reads it: HTTP/1 that is
-// well-formed beyond doubt, head by head and chunk by chunk. In the place of a
-// malformed head it puts a request that stands for it, so that the answer comes
-// in its turn; the refusal is in the journal by then.
-type strictConn struct {
-	closeWriter // written to, and closed
-	reader      *bufio.Reader
-	flow        *flow
-	maxHead     int // bytes
-
-	// Of the goroutine that reads.
-	part      part
-	ready     []byte // checked, to be read
-	line      []byte // what there is of the line that is being read
-	lines     []byte // of the head or trailer that is being read
-	left      int64  // of the body or chunk
-	upgrading bool   // the last request has asked for an upgrade
-
-	refused atomic.Pointer[malformed]
-
-	mu           sync.Mutex
-	passed, over int  // requests
-	switched     bool // the server has agreed to the upgrade
-	raw          bool // and the connection was taken over for it
-	expired      bool // the deadline for reading is in the past
-	changed      chan struct{}
-}
-
-// newStrictConn reads from reader and writes to conn.
-func newStrictConn(conn closeWriter, reader *bufio.Reader, f *flow) *strictConn {
-	return &strictConn{
-		closeWriter: conn, reader: reader, flow: f,
-		maxHead: f.proxy.config.Limits.HeaderBytes, changed: make(chan struct{}),
+// serveHTTP1 serves the connection of a client that speaks HTTP without having said
+// which, or HTTP/1. ahead has what was read of it already, if anything.
+func (f *flow) serveHTTP1(ctx context.Context, conn closeWriter, ahead *bufio.Reader) {
+	c := &client{flow: f, conn: conn, source: source{conn: conn}}
+	if ahead != nil {
+		c.source.before, _ = ahead.Peek(ahead.Buffered())
 	}
+	c.in = f.proxy.buffers.reader(&c.source)
+	end := goesOn
+	for end == goesOn {
+		end = c.serve(ctx)
+		c.out = f.proxy.buffers.putWriter(c.out)
+	}
+	switch end {
+	case handedOver:
+		f.proxy.handover.give(&bufferedConn{closeWriter: conn, reader: c.in, flow: f})
+		return
+	case lingers:
+		c.linger()
+	case broken:
+		if c.request.minor == 0 && c.response.length == noLength {
+			f.reset() // an end would pass for the response's
+		}
+		_ = f.conn.Close() // before TLS says that this was the end
+	}
+	_ = conn.Close()
+	f.proxy.buffers.putReader(c.in)
 }
 
-// Read implements net.Conn.
-func (c *strictConn) Read(p []byte) (int, error) {
-	for len(c.ready) == 0 {
-		var err error
-		switch c.part {
-		case inHead:
-			if c.isRaw() {
-				c.part = inRaw
+// serve serves one request.
+func (c *client) serve(ctx context.Context) ending {
+	if err := c.await(); err != nil {
+		return done
+	}
+	var err error
+	if !c.served {
+		var found bool
+		if found, err = c.beginsHTTP2(); found {
+			return handedOver
+		}
+		c.served = true
+	}
+	if err == nil {
+		c.text, err = readHead(c.in, c.text[:0], c.flow.proxy.config.Limits.HeaderBytes)
+	}
+	if err == nil {
+		err = c.request.parseRequest(string(c.text))
+	}
+	x := &c.exchange
+	c.sending = nil
+	*x = exchange{flow: c.flow, request: &c.request, protocol: "HTTP/1.1", began: time.Now()}
+	if m, ok := errors.AsType[*malformed](err); ok {
+		c.request, c.content, x.host = head{}, body{part: toTheEnd}, c.flow.host()
+		return c.answer(c.flow.malformed(m))
+	}
+	if err != nil {
+		return done
+	}
+	if c.request.minor == 0 {
+		x.protocol = "HTTP/1.0"
+	}
+	c.content = bodyOf(&c.request, c.in)
+	if refused := x.identify(); refused != nil {
+		return c.answer(x.refused(refused))
+	}
+	if c.flow.opened("http") != nil {
+		return broken
+	}
+	end := c.forward(ctx)
+	if x.record() != nil {
+		return broken
+	}
+	return end
+}
+
+// await returns when there is the beginning of a request. Who lets it wait for long
+// has no buffers meanwhile.
+func (c *client) await() error {
+	limits, wake := &c.flow.proxy.config.Limits, c.flow.proxy.limits.wake
+	patience := limits.IdleTimeout
+	if !c.served {
+		patience = limits.HeaderTimeout
+	}
+	if c.in.Buffered() == 0 && len(c.source.before) == 0 {
+		if err := c.conn.SetReadDeadline(time.Now().Add(min(patience, wake))); err != nil {
+			return err
+		}
+	}
+	_, err := c.in.Peek(1)
+	if errors.Is(err, os.ErrDeadlineExceeded) && patience > wake {
+		err = c.sleep(patience - wake)
+	}
+	if err != nil {
+		return err
+	}
+	if begin, _ := c.in.Peek(c.in.Buffered()); !bytes.Contains(begin, []byte("\r\n\r\n")) {
+		return c.conn.SetReadDeadline(time.Now().Add(limits.HeaderTimeout))
+	}
+	return nil
+}
+
+// sleep waits without buffers.
+func (c *client) sleep(most time.Duration) error {
+	f := c.flow
+	f.proxy.buffers.putReader(c.in)
+	*c = client{flow: f, conn: c.conn, source: source{conn: c.conn}, served: c.served} // nothing is left of the last exchange
+	defer func() { c.in = f.proxy.buffers.reader(&c.source) }()
+	if err := c.conn.SetReadDeadline(time.Now().Add(most)); err != nil {
+		return err
+	}
+	var first [1]byte
+	n, err := c.conn.Read(first[:])
+	if n == 0 {
+		return err
+	}
+	c.source.before = first[:]
+	return nil
+}
+
+// beginsHTTP2 looks for the preface, and no further than it must: a client may wait
+// for the answer to less.
+func (c *client) beginsHTTP2() (bool, error) {
+	const unmistakable = len("PRI ")
+	for n := 1; n <= len(preface); n++ {
+		begin, err := c.in.Peek(n)
+		switch {
+		case err != nil:
+			return false, err
+		case begin[n-1] == preface[n-1]:
+		case n > unmistakable:
+			return false, malform("the method PRI is for the preface of HTTP/2")
+		default:
+			return false, nil
+		}
+	}
+	return true, c.conn.SetReadDeadline(time.Time{})
+}
+
+// forward sends the request on and brings the response.
+func (c *client) forward(ctx context.Context) ending {
+	f, x, r, res := c.flow, &c.exchange, &c.request, &c.response
+	if f.unreachable != nil {
+		return c.fail(nil, f.unreachable)
+	}
+	repeatable := r.idempotent() && c.content.part == ended
+	up, err := f.proxy.upstreams.connect(ctx, f, x.endpoint())
+	if err != nil {
+		return c.fail(nil, err)
+	}
+	for {
+		c.send(up)
+		// Whether all went out does not matter: it may answer what it does not read to
+		// its end.
+		if _, err = up.reader.Peek(1); err == nil || !up.kept || !repeatable || f.isGone() {
+			break
+		}
+		// It has ended a connection that it had kept, as the request came.
+		c.release(up, false)
+		if up, err = f.proxy.upstreams.dial(ctx, f, x.endpoint()); err != nil {
+			return c.fail(nil, err)
+		}
+	}
+	if err != nil {
+		return c.fail(up, fmt.Errorf("the upstream has not answered: %w", err))
+	}
+	out, continued := c.toClient(), false
+	for {
+		if err := c.readResponse(up.reader); err != nil {
+			return c.fail(up, err)
+		}
+		if res.status >= 200 {
+			break
+		}
+		if res.status == http.StatusSwitchingProtocols {
+			return c.switchProtocols(up)
+		}
+		continued = continued || res.status == http.StatusContinue
+		if r.minor == 1 {
+			res.writeResponse(out, false)
+			endHead(out)
+			if out.Flush() != nil {
+				return c.fail(up, errClientGone)
+			}
+		}
+	}
+	x.status = res.status
+	if r.method == http.MethodHead || res.status == http.StatusNoContent || res.status == http.StatusNotModified {
+		res.bodiless = true
+	}
+	answer := bodyOf(res, up.reader)
+	unsized := !res.bodiless && res.length == noLength
+	chunked := unsized && r.minor == 1
+	// What is left of a request that its upstream has had enough of is not wanted.
+	unwanted := c.sending.underway() && (!res.persists() || r.expects && !continued)
+	last := unwanted || !r.persists() || unsized && !chunked
+	res.writeResponse(out, chunked)
+	switch {
+	case last:
+		writeField(out, "Connection", "close")
+	case r.minor == 0:
+		writeField(out, "Connection", "keep-alive")
+	}
+	endHead(out)
+	up.source.to = out // a piece that is not followed by another goes out
+	n, from, into := answer.relay(out, chunked)
+	x.received = n
+	if from == nil && into == nil {
+		into = out.Flush()
+	}
+	switch {
+	case into != nil:
+		return c.cut(up, errClientGone)
+	case from != nil:
+		return c.cut(up, from)
+	case unwanted:
+		c.stop(up)
+		return lingers
+	}
+	if c.sending != nil && !c.sending.finish() {
+		c.cut(up, c.sending.into)
+		return lingers // the response at least is whole
+	}
+	c.release(up, res.persists() && up.reader.Buffered() == 0)
+	if last {
+		return done
+	}
+	return goesOn
+}
+
+// send sends the request, but for a body that has not come yet: that goes on by a
+// goroutine of its own. Of a failure is heard when the response is read.
+func (c *client) send(up *upstreamConn) {
+	x := &c.exchange
+	x.upstream = up.address
+	c.flow.setOutgoing(up)
+	up.reader = c.flow.proxy.buffers.reader(&up.source)
+	c.up = c.flow.proxy.buffers.writer(up.Conn)
+	x.writeRequest(c.up)
+	if c.content.part == ended || c.content.part == inLength && c.content.left <= int64(c.in.Buffered()) {
+		x.sent, _, _ = c.content.relay(c.up, false)
+		_ = c.up.Flush()
+		c.up = c.flow.proxy.buffers.putWriter(c.up)
+		return
+	}
+	c.sending = c.startSending(up)
+}
+
+// readResponse reads the head of a response, which must be as well-formed as a
+// request: what is read here in one way may be read by a client in another.
+func (c *client) readResponse(reader *bufio.Reader) error {
+	first, err := reader.Peek(1)
+	if err == nil && first[0] != 'H' {
+		err = malform("it does not begin with a version of HTTP")
+	}
+	if err == nil {
+		c.text, err = readHead(reader, c.text[:0], maxResponse)
+	}
+	if err == nil {
+		err = c.response.parseResponse(string(c.text))
+	}
+	if m, ok := errors.AsType[*malformed](err); ok {
+		return fmt.Errorf("the upstream's response is not well-formed: %s", m.detail)
+	}
+	return err
+}
+
+// release lets go of an upstream, for good unless it is to be used again.
+func (c *client) release(up *upstreamConn, again bool) {
+	c.flow.setOutgoing(nil)
+	if c.sending != nil {
+		c.exchange.sent, c.source.to = c.exchange.sent+c.sending.sent, nil
+	}
+	c.up = c.flow.proxy.buffers.putWriter(c.up)
+	c.flow.proxy.buffers.putReader(up.reader)
+	up.reader, up.source.to = nil, nil
+	if again {
+		c.flow.proxy.upstreams.idle.put(up)
+		return
+	}
+	_ = up.Close()
+}
+
+// writeRequest writes the head of the request as it came, but for what is of one
+// connection only.
+func (x *exchange) writeRequest(w *bufio.Writer) {
+	h, grants := x.request, x.putGrants()
+	authority := h.authority
+	if authority == "" {
+		authority = x.address()
+	}
+	_, _ = w.WriteString(h.method)
+	_ = w.WriteByte(' ')
+	_, _ = w.WriteString(h.target)
+	_, _ = w.WriteString(" HTTP/1.1\r\n")
+	named := false
+fields:
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch f.kind {
+		case hostField:
+			writeField(w, f.name, authority)
+			named = true
+			continue
+		case lengthField, codingField:
+			h.writeFraming(w, f)
+			continue
+		case connectionField, hopField, upgradeField:
+			continue
+		case teField:
+			if strings.Contains(strings.ToLower(f.value), "trailers") {
+				writeField(w, f.name, "trailers")
+			}
+			continue
+		case expectField:
+			if !h.expects {
 				continue
 			}
-			err = c.readHead()
-		case inBody, inChunk:
-			return c.readBody(p)
-		case inChunkSize:
-			err = c.readChunkSize()
-		case afterChunk:
-			err = c.endChunk()
-		case inTrailer:
-			err = c.readTrailer()
-		case inRaw:
-			return c.reader.Read(p)
-		case atEnd:
-			// A connection that is closed with something unread is reset,
-			// and the client may lose the answer.
-			_, err = io.CopyN(io.Discard, c.reader, maxDrained)
-			if err == nil {
-				err = io.EOF
+		case trailerField:
+			if !h.chunked {
+				continue
 			}
 		}
-		if m, ok := errors.AsType[*malformed](err); ok {
-			err = c.refuse(m)
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, c.ready)
-	c.ready = c.ready[n:]
-	return n, nil
-}
-
-// readLine returns the next line without its CRLF, which is good until the next
-// call. The limit is of bytes, together with the lines before it. After a deadline it goes on where it was.
-func (c *strictConn) readLine(limit int) ([]byte, error) {
-	for {
-		piece, err := c.reader.ReadSlice('\n')
-		c.line = append(c.line, piece...)
-		switch {
-		case len(c.lines)+len(c.line) > limit:
-			return nil, &malformed{status: http.StatusRequestHeaderFieldsTooLarge, detail: "a line or head of more than " + strconv.Itoa(limit) + " bytes"}
-		case errors.Is(err, bufio.ErrBufferFull):
+		if h.isOption(f.name) {
 			continue
-		case err != nil:
-			return nil, err
 		}
-		line := c.line
-		c.line = c.line[:0]
-		return checkLine(line)
-	}
-}
-
-// readHead makes the next head ready.
-func (c *strictConn) readHead() error {
-	if len(c.lines) == 0 && len(c.line) == 0 {
-		if _, err := c.reader.Peek(1); errors.Is(err, io.EOF) {
-			return c.halfClosed()
-		} else if err != nil {
-			return err
-		}
-		if c.upgrading {
-			// What comes is the next request, or it is none at all.
-			if err := c.await(); err != nil {
-				return err
-			}
-			c.upgrading = false
-		}
-		if c.requests() == 0 {
-			if raw, err := c.beginsHTTP2(); raw || err != nil {
-				return err
+		for g := range grants {
+			if grants[g].covers(f.name) {
+				continue fields
 			}
 		}
+		writeField(w, f.name, f.value)
 	}
-	for {
-		line, err := c.readLine(c.maxHead)
-		if err != nil {
-			return err
-		}
-		if len(line) == 0 {
-			if len(c.lines) > 0 {
-				break
+	if !named {
+		writeField(w, "Host", authority)
+	}
+	for _, g := range grants {
+		writeField(w, g.Header, g.Value())
+	}
+	if protocol := h.upgradeTo(); protocol != "" {
+		writeField(w, "Connection", "Upgrade")
+		writeField(w, "Upgrade", protocol)
+	}
+	endHead(w)
+}
+
+// writeResponse writes the head of a response, but for its end, in the same way.
+func (h *head) writeResponse(w *bufio.Writer, chunked bool) {
+	_, _ = w.WriteString("HTTP/1.1 ")
+	_, _ = w.Write(strconv.AppendInt(w.AvailableBuffer(), int64(h.status), 10))
+	_ = w.WriteByte(' ')
+	_, _ = w.WriteString(h.reason)
+	_, _ = w.WriteString("\r\n")
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch f.kind {
+		case lengthField:
+			if h.status >= 200 && h.status != http.StatusNoContent {
+				h.writeFraming(w, f)
 			}
-			continue // empty lines before a request are nothing (RFC 9112, section 2.2)
-		}
-		c.lines = append(append(c.lines, line...), "\r\n"...)
-	}
-	head, err := parseHead(string(c.lines))
-	if err != nil {
-		return err
-	}
-	c.pass(append(c.lines, "\r\n"...))
-	c.lines = nil
-	c.upgrading = head.upgrade
-	switch {
-	case head.chunked:
-		c.part = inChunkSize
-	case head.length > 0:
-		c.part, c.left = inBody, head.length
-	}
-	return nil
-}
-
-// beginsHTTP2 looks for the preface. Its first line is a request to net/http when
-// the rest does not follow.
-func (c *strictConn) beginsHTTP2() (bool, error) {
-	const unmistakable = len("PRI ")
-	begin, err := c.reader.Peek(unmistakable)
-	if err != nil || string(begin) != preface[:unmistakable] {
-		return false, ignoreEOF(err)
-	}
-	for n := unmistakable + 1; n <= len(preface); n++ { // a client may wait for the answer to less
-		if begin, err = c.reader.Peek(n); err != nil {
-			return false, err
-		}
-		if begin[n-1] != preface[n-1] {
-			return false, malform("the method PRI is for the preface of HTTP/2")
-		}
-	}
-	c.part = inRaw
-	return true, nil
-}
-
-func (c *strictConn) readBody(p []byte) (int, error) {
-	n, err := c.reader.Read(p[:min(int64(len(p)), c.left)])
-	c.left -= int64(n)
-	if c.left == 0 {
-		if c.part == inChunk {
-			c.part = afterChunk
-		} else {
-			c.part = inHead
-		}
-	}
-	return n, err
-}
-
-// readChunkSize makes a chunk's first line ready. Its extensions are for us, who
-// know none.
-func (c *strictConn) readChunkSize() error {
-	line, err := c.readLine(maxChunkLine)
-	if err != nil {
-		return err
-	}
-	if c.left, err = parseChunkSize(string(line)); err != nil {
-		return err
-	}
-	c.part = inChunk
-	if c.left == 0 {
-		c.part = inTrailer
-	}
-	c.ready = append(strconv.AppendInt(nil, c.left, 16), "\r\n"...)
-	return nil
-}
-
-func (c *strictConn) endChunk() error {
-	line, err := c.readLine(maxChunkLine)
-	if err != nil {
-		return err
-	}
-	if len(line) > 0 {
-		return malform("a chunk is longer than it says")
-	}
-	c.part, c.ready = inChunkSize, []byte("\r\n")
-	return nil
-}
-
-func (c *strictConn) readTrailer() error {
-	for {
-		line, err := c.readLine(maxTrailer)
-		if err != nil {
-			return err
-		}
-		if len(line) == 0 {
-			c.lines = append(c.lines, "\r\n"...)
-			c.ready, c.lines, c.part = c.lines, nil, inHead
-			return nil
-		}
-		name, _, err := parseField(string(line))
-		if err == nil && forbiddenTrailers[name] {
-			err = malform("the field " + name + " in a trailer")
-		}
-		if err != nil {
-			return err
-		}
-		c.lines = append(append(c.lines, line...), "\r\n"...)
-	}
-}
-
-// refuse records what is malformed and lets a request stand for it. Within a body
-// there is one already: it is what fails.
-func (c *strictConn) refuse(m *malformed) error {
-	within := c.part != inHead
-	m.request = c.requests()
-	if !within {
-		m.request++
-	}
-	f := c.flow
-	e := audit.Refused{
-		Flow:        f.id,
-		Protocol:    "http",
-		Destination: f.destination.String(),
-		Host:        f.host(),
-		Port:        f.destination.Port(),
-		Reason:      string(policy.Malformed),
-		Detail:      m.detail,
-		Process:     f.process,
-	}
-	err := f.opened("http")
-	if err == nil {
-		err = f.proxy.config.Recorder.Append(e)
-	}
-	c.part, c.line, c.lines = atEnd, nil, nil
-	if err != nil {
-		return err
-	}
-	f.refused.Store(true)
-	c.refused.Store(m)
-	if within {
-		return m
-	}
-	c.pass([]byte("GET / HTTP/1.1\r\nHost: malformed.invalid\r\nConnection: close\r\n\r\n"))
-	return nil
-}
-
-func (c *strictConn) pass(head []byte) {
-	c.ready = head
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.passed++
-}
-
-func (c *strictConn) requests() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.passed
-}
-
-// malformed is what is wrong with the request that is being served, if anything.
-func (c *strictConn) malformed() *malformed {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if m := c.refused.Load(); m != nil && m.request == c.over+1 {
-		return m
-	}
-	return nil
-}
-
-// finish says that a request was served.
-func (c *strictConn) finish() { c.change(func() { c.over++ }) }
-
-// switchProtocols says that the server has agreed to an upgrade.
-func (c *strictConn) switchProtocols() { c.change(func() { c.switched = true }) }
-
-// SetReadDeadline implements net.Conn. Who waits here and not for the connection
-// is woken as well.
-func (c *strictConn) SetReadDeadline(t time.Time) error {
-	err := c.closeWriter.SetReadDeadline(t)
-	c.change(func() { c.expired = !t.IsZero() && !t.After(time.Now()) })
-	return err
-}
-
-// SetDeadline implements net.Conn. net/http calls it on a connection that it
-// gives away, when it does not read from it any more.
-func (c *strictConn) SetDeadline(t time.Time) error {
-	err := c.closeWriter.SetDeadline(t)
-	c.change(func() { c.expired, c.raw = false, c.switched })
-	return err
-}
-
-func (c *strictConn) isRaw() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.raw
-}
-
-func (c *strictConn) change(what func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	what()
-	close(c.changed)
-	c.changed = make(chan struct{})
-}
-
-// halfClosed keeps the end of what the client sends from net/http, which would
-// give up the request that is being served. The client may still listen.
-func (c *strictConn) halfClosed() error {
-	if err := c.await(); err != nil {
-		return err
-	}
-	return io.EOF
-}
-
-// await returns when every request that was passed on is served. When the
-// connection is to be switched to another protocol, it is for net/http to end the
-// wait: what it reads until it has given the connection away would be lost.
-func (c *strictConn) await() error {
-	ticker := time.NewTicker(lookAfter)
-	defer ticker.Stop()
-	for {
-		c.mu.Lock()
-		served, expired, changed := c.over == c.passed && !c.switched, c.expired, c.changed
-		c.mu.Unlock()
-		switch {
-		case expired:
-			return os.ErrDeadlineExceeded
-		case served:
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-c.flow.cut:
-			return net.ErrClosed
-		case <-ticker.C:
-			if c.flow.clientIsGone() {
-				return syscall.ECONNRESET
+			continue
+		case codingField, connectionField, hopField, upgradeField:
+			continue
+		case trailerField:
+			if !chunked {
+				continue
 			}
 		}
+		if !h.isOption(f.name) {
+			writeField(w, f.name, f.value)
+		}
+	}
+	if chunked {
+		writeField(w, "Transfer-Encoding", "chunked")
 	}
 }
 
-// clientIsGone reports whether the connection is wholly closed. A client that
-// exits looks like one that sends no more, until the kernel's probes are
-// answered with a reset.
-func (f *flow) clientIsGone() bool {
-	conn, ok := f.conn.closeWriter.(syscall.Conn)
-	if !ok {
-		return false
+// toClient is what the response is written through.
+func (c *client) toClient() *bufio.Writer {
+	if c.out == nil {
+		c.out = c.flow.proxy.buffers.writer(c.conn)
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return true
-	}
-	const closed = 7 // TCP_CLOSE
-	gone := false
-	err = raw.Control(func(fd uintptr) {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		gone = err != nil || info.State == closed
-	})
-	return gone || err != nil
+	return c.out
 }
 
-func ignoreEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
+// linger ends our side of the connection, and waits for the client to have read it: one
+// that is closed with something unread is reset, and the client may lose the answer.
+func (c *client) linger() {
+	limits := &c.flow.proxy.limits
+	if c.conn.CloseWrite() == nil && c.conn.SetReadDeadline(time.Now().Add(limits.linger)) == nil {
+		_, _ = io.CopyN(io.Discard, c.in, limits.drained)
 	}
-	return err
 }

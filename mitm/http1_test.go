@@ -3,6 +3,7 @@ package mitm
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -398,9 +399,9 @@ func TestTheEndCutsHalfClosedRequests(t *testing.T) {
 	}
 }
 
-// FuzzStrictConn holds the strict reading against that of net/http: what it lets
-// through must be HTTP to that as well, request by request.
-func FuzzStrictConn(f *testing.F) {
+// FuzzRequests holds the strict reading against that of net/http: what goes on must be
+// HTTP to that as well, request by request, and say the same.
+func FuzzRequests(f *testing.F) {
 	for _, seed := range []string{
 		wellFormed + wellFormed,
 		"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + wellFormed,
@@ -408,35 +409,71 @@ func FuzzStrictConn(f *testing.F) {
 		"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.0\r\n\r\n", "CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\nxyz", preface, "PRI * HTTP/2.0\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: x\r\nA: b\n\r\n", "GET /\x80 HTTP/1.1\r\nHost: [::1]:80\r\nExpect: 100-continue\r\n\r\n",
+		"GET /a HTTP/1.1\r\nHost: x\r\nConnection: host, a, content-length, transfer-encoding\r\nContent-Length: 02\r\nA: b\r\n\r\nab" + wellFormed,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		if bytes.HasPrefix(stream, []byte(preface)) {
-			return // HTTP/2 is net/http's alone
-		}
-		p := &Proxy{config: Config{Recorder: &recorder{changed: make(chan struct{})}}}
-		c := newStrictConn(nil, bufio.NewReader(bytes.NewReader(stream)), &flow{proxy: p, destination: netip.MustParseAddrPort("192.0.2.1:80")})
-		reader := bufio.NewReader(c)
+		in := bufio.NewReaderSize(bytes.NewReader(stream), bufferSize)
 		for {
+			text, err := readHead(in, nil, maxResponse)
+			var h head
+			if err == nil {
+				err = h.parseRequest(string(text))
+			}
+			if err != nil || h.method == http.MethodConnect {
+				return // it is refused
+			}
+			x := &exchange{request: &h, host: "h", flow: &flow{proxy: &Proxy{}, destination: netip.MustParseAddrPort("192.0.2.1:80")}}
+			var sent bytes.Buffer
+			out := bufio.NewWriter(&sent)
+			x.writeRequest(out)
+			content := bodyOf(&h, in)
+			n, from, into := content.relay(out, h.chunked)
+			if into != nil {
+				t.Fatal(into)
+			}
+			out.Flush()
+			reader := bufio.NewReader(&sent)
 			request, err := http.ReadRequest(reader)
-			if errors.Is(err, io.EOF) {
+			if err != nil {
+				t.Fatalf("net/http reads %q as %v", sent.Bytes(), err)
+			}
+			if request.Method != h.method || request.RequestURI != h.target || h.authority != "" && request.Host != h.authority {
+				t.Fatalf("net/http reads %s %s of %s, sent was %+v", request.Method, request.RequestURI, request.Host, h)
+			}
+			body, err := io.ReadAll(request.Body)
+			if (err == nil) != (from == nil) || int64(len(body)) != n {
+				t.Fatalf("net/http reads a body of %d bytes, %v; sent were %d, %v", len(body), err, n, from)
+			}
+			if from != nil {
 				return
 			}
-			if err != nil {
-				t.Fatalf("net/http reads it as %v", err)
+			if rest, _ := io.ReadAll(reader); len(rest) > 0 {
+				t.Fatalf("behind the request is %q", rest)
 			}
-			if m := c.malformed(); m != nil && request.Host != "malformed.invalid" {
-				t.Fatalf("refused for %q, and read as %s %s", m, request.Method, request.RequestURI)
-			}
-			_, err = io.Copy(io.Discard, request.Body)
-			if _, refused := errors.AsType[*malformed](err); err != nil && !refused && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.Contains(err.Error(), "EOF") {
-				t.Fatalf("net/http reads a body as %v", err)
-			}
-			if err != nil {
-				return
-			}
-			c.finish()
 		}
 	})
+}
+
+// A client that is silent between two requests has no buffers meanwhile, and is heard all
+// the same.
+func TestIdleClientsAreServed(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: upstream(t, false, echo), wake: 1})
+	conn := tls.Client(b.dial("www.example.com:443"), &tls.Config{RootCAs: b.roots, ServerName: "www.example.com"})
+	reader := bufio.NewReader(conn)
+	for i := range 5 {
+		for _, piece := range []string{"P", "OST /x HTTP/1.1\r\nHost: www.example.com\r\nContent-", "Length: 3\r\n\r\nabc"} {
+			if _, err := io.WriteString(conn, piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+		res, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+		if body, err := io.ReadAll(res.Body); err != nil || !strings.HasSuffix(string(body), " /x abc") {
+			t.Errorf("request %d: %s, %v", i, body, err)
+		}
+	}
 }

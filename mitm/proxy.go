@@ -53,14 +53,16 @@ type Config struct {
 type Proxy struct {
 	config    Config
 	upstreams *upstreams
-	http      *http.Server
-	decrypted *handover // connections that speak HTTP, on their way to http
-	ticketKey [32]byte  // seals the sessions that clients may resume
+	http2     *http.Server
+	handover  *handover // connections that speak HTTP/2, on their way to http2
+	limits    limits
+	buffers   buffers
+	ticketKey [32]byte // seals the sessions that clients may resume
 
-	accepted atomic.Uint64 // connections
-	received atomic.Uint64 // datagrams
-	queued   atomic.Int64  // bytes of datagrams that wait to be sent on
-	buffers  sync.Pool     // of *[maxDatagram]byte
+	accepted  atomic.Uint64 // connections
+	received  atomic.Uint64 // datagrams
+	queued    atomic.Int64  // bytes of datagrams that wait to be sent on
+	datagrams sync.Pool     // of *[maxDatagram]byte
 
 	mu       sync.Mutex
 	lastFlow uint64
@@ -75,13 +77,14 @@ func New(config Config) *Proxy {
 	config.Dialer = config.Dialer.within(config.Limits.HandshakeTimeout)
 	p := &Proxy{
 		config:    config,
-		decrypted: newHandover(),
+		limits:    defaultLimits,
+		handover:  newHandover(),
 		flows:     make(map[*flow]struct{}),
-		buffers:   sync.Pool{New: func() any { return new([maxDatagram]byte) }},
+		datagrams: sync.Pool{New: func() any { return new([maxDatagram]byte) }},
 	}
 	rand.Read(p.ticketKey[:]) // never fails
 	p.upstreams = newUpstreams(p)
-	p.http = newHTTPServer(p)
+	p.http2 = newHTTP2Server(p)
 	return p
 }
 
@@ -91,10 +94,12 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting, serving sync.WaitGroup
 	errs := make(chan error, len(listeners)+1)
 	serving.Go(func() {
-		if err := p.http.Serve(p.decrypted); !errors.Is(err, http.ErrServerClosed) {
-			errs <- fmt.Errorf("serve HTTP: %w", err)
+		if err := p.http2.Serve(p.handover); !errors.Is(err, http.ErrServerClosed) {
+			errs <- fmt.Errorf("serve HTTP/2: %w", err)
 		}
 	})
+	watching, stopWatching := context.WithCancel(ctx)
+	serving.Go(func() { p.watch(watching) })
 	for _, listener := range listeners {
 		accepting.Go(func() {
 			if err := p.accept(ctx, listener); err != nil {
@@ -114,7 +119,8 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	// Who serves a flow sees its connection fail, and writes its records.
 	p.cutAll()
 	p.open.Wait()
-	err = errors.Join(err, p.http.Close())
+	stopWatching()
+	err = errors.Join(err, p.http2.Close())
 	serving.Wait()
 	p.upstreams.close()
 	return err
@@ -153,8 +159,12 @@ func (p *Proxy) accept(ctx context.Context, listener net.Listener) error {
 
 // newFlow takes a connection into the books; nil when the proxy is closing.
 func (p *Proxy) newFlow(conn net.Conn) *flow {
+	socket, err := newSocket(conn.(tcpConn))
+	if err != nil {
+		return nil // it was closed
+	}
 	f := p.describe(addrPort(conn.RemoteAddr()), addrPort(conn.LocalAddr()), p.config.Owner)
-	f.conn = &flowConn{closeWriter: conn.(closeWriter), flow: f}
+	f.conn = &flowConn{socket: socket, flow: f}
 	p.accepted.Add(1)
 	if !p.enter(f) {
 		return nil
@@ -216,7 +226,8 @@ func (p *Proxy) cutAll() {
 	for f := range p.flows {
 		close(f.cut)
 		if f.conn != nil {
-			_ = f.conn.closeWriter.Close()
+			_ = f.conn.socket.Close()
+			f.breakOff()
 		}
 	}
 }

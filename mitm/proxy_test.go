@@ -3,6 +3,7 @@ package mitm
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"agentops/audit"
 	"agentops/mitm/authority"
@@ -146,6 +148,7 @@ type benchConfig struct {
 	grants   []Grant
 	limits   Limits
 	resolver *net.Resolver // of the dialer
+	wake     time.Duration
 }
 
 func newBench(t testing.TB, c benchConfig) *bench {
@@ -194,6 +197,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 		Grants: c.grants,
 	})
 	b.proxy = p
+	p.limits.wake = cmp.Or(c.wake, p.limits.wake)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Serve(ctx, b.listener) }()

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,12 +15,13 @@ import (
 // errRefused marks an exchange that was refused.
 var errRefused = errors.New("refused")
 
-// refuse answers a request with the reason for its refusal, and records it.
-func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
+// refused records that a request was refused, and returns the answer. An error is the
+// journal's: then there is none.
+func (x *exchange) refused(r *refusal) (problem, error) {
 	x.status, x.err = cmp.Or(r.status, http.StatusForbidden), errRefused
 	f := x.flow
-	if f.opened("http") != nil {
-		panic(http.ErrAbortHandler)
+	if err := f.opened("http"); err != nil {
+		return problem{}, err
 	}
 	f.refused.Store(true) // the flow needs no record of its own
 	err := f.proxy.config.Recorder.Append(audit.Refused{
@@ -30,17 +30,14 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 		Destination: f.destination.String(),
 		Host:        x.host,
 		Port:        f.destination.Port(),
-		Method:      x.request.Method,
+		Method:      x.request.method,
 		URL:         x.url,
 		Reason:      string(r.reason),
 		Rule:        r.rule,
 		Detail:      r.detail,
 		Process:     f.process,
 	})
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	x.problem(w, problem{
+	return problem{
 		Type:   "urn:agentops:refused:" + string(r.reason),
 		Title:  "Refused by this run's policy",
 		Status: x.status,
@@ -49,21 +46,48 @@ func (x *exchange) refuse(w http.ResponseWriter, r *refusal) {
 		Rule:   r.rule,
 		File:   r.source,
 		Hint:   r.hint,
-	})
+	}, err
 }
 
-// answerMalformed answers a request whose refusal strictConn has recorded.
-func (x *exchange) answerMalformed(w http.ResponseWriter, m *malformed) {
-	x.status, x.err = m.status, fmt.Errorf("%w: %w", errRefused, m)
-	x.host = x.flow.host()
-	w.Header().Set("Connection", "close")
-	x.problem(w, problem{
-		Type:   "urn:agentops:refused:" + string(policy.Malformed),
-		Title:  "The request is not well-formed",
-		Status: m.status,
-		Detail: m.detail,
-		Reason: policy.Malformed,
-	})
+// malformed records that a client has sent what is no HTTP/1, and returns the answer.
+func (f *flow) malformed(m *malformed) (problem, error) {
+	if err := f.opened("http"); err != nil {
+		return problem{}, err
+	}
+	f.refused.Store(true)
+	return problem{
+			Type:   "urn:agentops:refused:" + string(policy.Malformed),
+			Title:  "The request is not well-formed",
+			Status: m.status,
+			Detail: m.detail,
+			Reason: policy.Malformed,
+		}, f.proxy.config.Recorder.Append(audit.Refused{
+			Flow:        f.id,
+			Protocol:    "http",
+			Destination: f.destination.String(),
+			Host:        f.host(),
+			Port:        f.destination.Port(),
+			Reason:      string(policy.Malformed),
+			Detail:      m.detail,
+			Process:     f.process,
+		})
+}
+
+// failed is the answer to a request whose upstream could not be had, or has not
+// answered.
+func (x *exchange) failed(err error) (problem, error) {
+	if guard, ok := errors.AsType[*GuardError](err); ok {
+		return x.refused(guard.refusal(x.host, x.flow.destination.Port()))
+	}
+	x.status, x.err = http.StatusBadGateway, err
+	err = x.flow.proxy.upstreams.explain(err, x.host, x.flow.destination.Port())
+	return problem{
+		Type:   "urn:agentops:upstream",
+		Title:  "The upstream could not be reached",
+		Status: x.status,
+		Detail: describeUpstream(err, x.host),
+		Reason: upstreamReason(err),
+	}, nil
 }
 
 // problem is a problem document (RFC 9457).
@@ -89,23 +113,15 @@ func (p problem) String() string {
 	return strings.Join(strings.Fields(text), " ")
 }
 
-// problem answers with a problem document, or with one line for a client that
-// takes nothing but text.
-func (x *exchange) problem(w http.ResponseWriter, p problem) {
+// document returns a problem's media type and text: one line for a client that takes
+// nothing but text.
+func (x *exchange) document(p problem) (kind string, text []byte, err error) {
 	p.Host, p.Port = x.host, x.flow.destination.Port()
-	kind, body := "text/plain; charset=utf-8", []byte(p.String())
-	if !onlyText(x.request.Header.Values("Accept")) {
-		var err error
-		if body, err = json.Marshal(p); err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		kind = "application/problem+json"
+	if onlyText(x.request.values(acceptField)) {
+		return "text/plain; charset=utf-8", []byte(p.String() + "\n"), nil
 	}
-	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)+1))
-	w.WriteHeader(p.Status)
-	// A client that does not listen has its answer in the journal.
-	_, _ = w.Write(append(body, '\n'))
+	text, err = json.Marshal(p)
+	return "application/problem+json", append(text, '\n'), err
 }
 
 // onlyText reports whether all that a client accepts is text (RFC 9110, section

@@ -1,7 +1,6 @@
 package mitm
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -28,36 +27,34 @@ const (
 // what is in it.
 func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	f.tls = true
-	deadline := time.Now().Add(f.handshakeTimeout())
-	hello, conn, err := readHello(conn, deadline)
-	if err != nil {
-		f.fail(err)
-		f.reset()
-		return
-	}
-	if hello != nil {
-		f.sni, f.ja4 = hello.ServerName, ja4(hello)
-		if _, err := f.identify(hello.ServerName); err == nil && f.refusal == nil && f.proxy.config.Policy.PassesThrough(f.host(), f.destination.Port()) {
-			f.sealed = true
-			f.serveSealed(ctx, conn, hello.SupportedProtos)
-			return
-		}
-	}
+	var alpn []string
 	var dial dialFunc
-	client := tls.Server(conn, &tls.Config{
+	first := &helloConn{bufferedConn: conn}
+	client := tls.Server(first, &tls.Config{
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (config *tls.Config, err error) {
+			f.sni, f.ja4 = hello.ServerName, ja4(hello)
+			if _, err := f.identify(hello.ServerName); err == nil && f.refusal == nil && f.proxy.config.Policy.PassesThrough(f.host(), f.destination.Port()) {
+				first.sealed, alpn = true, hello.SupportedProtos
+				return nil, errHello
+			}
+			first.open()
 			config, dial, err = f.answerHello(ctx, hello)
 			return config, errors.Join(err, conn.SetDeadline(time.Now().Add(f.handshakeTimeout())))
 		},
 	})
 	// Time is set on the connection, not by a context: at the end of one, a
 	// goroutine of the handshake's would close the flow while this one has it.
-	err = conn.SetDeadline(deadline)
+	err := conn.SetDeadline(time.Now().Add(f.handshakeTimeout()))
 	if err == nil {
 		err = client.Handshake()
 	}
-	if err == nil {
+	if err == nil || first.sealed {
 		err = conn.SetDeadline(time.Time{})
+	}
+	if err == nil && first.sealed {
+		f.sealed = true
+		f.serveSealed(ctx, first.again(), alpn)
+		return
 	}
 	if err != nil {
 		f.tlsFailure("client", describeClient(err, f.host()))
@@ -65,13 +62,15 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 		f.reset()
 		return
 	}
+	// The handshake has left this goroutine a stack of which the connection, which may
+	// be idle for long, needs a part: it goes on by another.
 	switch client.ConnectionState().NegotiatedProtocol {
 	case alpnHTTP1:
-		f.giveHTTP1(client, bufio.NewReader(client))
+		go f.serveHTTP1(ctx, client, nil)
 	case alpnHTTP2:
-		f.proxy.decrypted.give(client)
+		f.proxy.handover.give(client)
 	default:
-		f.route(ctx, newBufferedConn(client, f), dial)
+		go f.route(ctx, newBufferedConn(client, f), dial)
 	}
 }
 
@@ -96,6 +95,8 @@ func (f *flow) answerHello(ctx context.Context, hello *tls.ClientHelloInfo) (*tl
 	config := &tls.Config{
 		Certificates: []tls.Certificate{*leaf},
 		MinVersion:   tls.VersionTLS12,
+
+		DynamicRecordSizingDisabled: true,
 	}
 	// Whose session it was does not matter: each flow is judged by its own hello.
 	config.SetSessionTicketKeys([][32]byte{f.proxy.ticketKey})

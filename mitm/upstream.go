@@ -20,13 +20,13 @@ const (
 	maxUpstreams = 4096            // of which it is known what they speak, or that they were verified
 )
 
-// upstreams keeps the connections to the outside: HTTP goes out as it came in, so
-// there is a transport for each way.
+// upstreams keeps the connections to the outside: HTTP goes out as it came in. Those
+// of HTTP/1 are in idle.go.
 type upstreams struct {
 	proxy      *Proxy
-	http1, h2c *http.Transport // h2c: HTTP/2 by prior knowledge, without TLS
-	http2      *http.Transport
+	http2, h2c *http.Transport // h2c: by prior knowledge, without TLS
 	sessions   tls.ClientSessionCache
+	idle       idle
 
 	mu    sync.Mutex
 	spoke map[string][]string    // by host:port: the ALPN protocols of an upstream
@@ -39,7 +39,7 @@ type upstreams struct {
 func newUpstreams(p *Proxy) *upstreams {
 	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn),
 		verified: make(map[string]time.Time), certificates: make(map[string]bool), sessions: tls.NewLRUClientSessionCache(maxSessions)}
-	u.http1 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true) }, alpnHTTP1)
+	u.idle.conns, u.idle.most = make(map[endpoint][]*upstreamConn), min(upstreamIdle, p.config.Limits.IdleTimeout)
 	u.http2 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true); s.SetHTTP2(true) }, alpnHTTP2, alpnHTTP1)
 	u.h2c = u.transport(func(s *http.Protocols) { s.SetUnencryptedHTTP2(true) })
 	return u
@@ -66,24 +66,12 @@ func (u *upstreams) transport(speak func(*http.Protocols), alpn ...string) *http
 		},
 		Protocols:             new(http.Protocols),
 		DisableCompression:    true, // bodies pass as they are
-		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       min(upstreamIdle, u.proxy.config.Limits.IdleTimeout),
+		MaxIdleConnsPerHost:   maxIdle,
+		IdleConnTimeout:       u.idle.most,
 		ExpectContinueTimeout: time.Second,
 	}
 	speak(t.Protocols)
 	return t
-}
-
-// forRequest chooses the transport that speaks as the client did.
-func (u *upstreams) forRequest(r *http.Request, tls bool) *http.Transport {
-	switch {
-	case r.ProtoMajor < 2:
-		return u.http1
-	case tls:
-		return u.http2
-	default:
-		return u.h2c
-	}
 }
 
 // protocols are those of h2 and http/1.1 that the flow's upstream speaks. The
@@ -154,12 +142,18 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
 	wantsCertificate := false
-	conn := tls.Client(raw, &tls.Config{
+	under, err := newSocket(raw.(tcpConn))
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(under, &tls.Config{
 		ServerName:         host,
 		RootCAs:            u.proxy.config.Upstreams(),
 		NextProtos:         alpn,
 		MinVersion:         tls.VersionTLS12,
 		ClientSessionCache: u.sessions,
+
+		DynamicRecordSizingDisabled: true,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			u.mu.Lock()
 			defer u.mu.Unlock()
@@ -248,7 +242,8 @@ func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
 
 // close lets go of all idle connections.
 func (u *upstreams) close() {
-	for _, t := range []*http.Transport{u.http1, u.http2, u.h2c} {
+	u.idle.close()
+	for _, t := range []*http.Transport{u.http2, u.h2c} {
 		t.CloseIdleConnections()
 	}
 	u.mu.Lock()

@@ -1,0 +1,50 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// What is written without reflection is what encoding/json would write.
+func TestLinesAreThoseOfEncodingJSON(t *testing.T) {
+	var all HTTPRequest // every field set, whatever fields there are
+	for i, v := 0, reflect.ValueOf(&all).Elem(); i < v.NumField(); i++ {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString(v.Type().Field(i).Name)
+		case reflect.Slice:
+			f.Set(reflect.ValueOf([]string{"a", "b\""}))
+		case reflect.Uint64:
+			f.SetUint(1<<64 - 1 - uint64(i))
+		default:
+			f.SetInt(-int64(i))
+		}
+	}
+	events := []Event{HTTPRequest{}, all, HTTPRequest{Grants: []string{}}, RunStart{}, FlowOpen{Host: "<a>"}, FlowClose{Error: "\x1b"}}
+	for _, s := range []string{`"`, `\`, "<a>&'", "a\nb\r\t\b\f\x00\x1f\x7f", "\xff\xfe", "\u2028\u2029", "\u00e4\U0001f600", "~ ", strings.Repeat("x", 10000)} {
+		events = append(events, HTTPRequest{URL: s, Grants: []string{s, s}, UserAgent: s, Error: s, Method: s})
+	}
+	e := newEncoder()
+	for _, event := range events {
+		h := Header{Seq: 7, Time: "2026-01-02T03:04:05.6Z", Run: "run-1", Type: event.Type(), Prev: "00"}
+		line, err := e.encode(h, event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		encoder := json.NewEncoder(&want)
+		encoder.SetEscapeHTML(false)
+		for _, v := range []any{h, event} {
+			if err := encoder.Encode(v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		joined := strings.ReplaceAll(strings.Replace(want.String(), "}\n{", ",", 1), ",}\n", "}\n")
+		if string(line) != joined {
+			t.Errorf("%s, want %s", line, joined)
+		}
+	}
+}

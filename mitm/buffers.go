@@ -1,0 +1,41 @@
+package mitm
+
+import (
+	"bufio"
+	"io"
+	"sync"
+)
+
+// buffers lends what a connection reads and writes through while it is in use. An idle
+// one has none.
+type buffers struct{ readers, writers sync.Pool }
+
+func (b *buffers) reader(from io.Reader) *bufio.Reader {
+	if r, ok := b.readers.Get().(*bufio.Reader); ok {
+		r.Reset(from)
+		return r
+	}
+	return bufio.NewReaderSize(from, bufferSize)
+}
+
+func (b *buffers) putReader(r *bufio.Reader) {
+	r.Reset(nil)
+	b.readers.Put(r)
+}
+
+func (b *buffers) writer(to io.Writer) *bufio.Writer {
+	if w, ok := b.writers.Get().(*bufio.Writer); ok {
+		w.Reset(to)
+		return w
+	}
+	return bufio.NewWriterSize(to, bufferSize)
+}
+
+// putWriter takes a writer back, if there is one, and returns nil.
+func (b *buffers) putWriter(w *bufio.Writer) *bufio.Writer {
+	if w != nil {
+		w.Reset(nil)
+		b.writers.Put(w)
+	}
+	return nil
+}

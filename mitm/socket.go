@@ -1,0 +1,120 @@
+package mitm
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// tcpConn is what there is of *net.TCPConn in here.
+type tcpConn interface {
+	closeWriter
+	syscall.Conn
+	SetLinger(seconds int) error
+}
+
+// socket is a TCP connection, of which one goroutine reads and one writes. Its calls do
+// not block, so the runtime is not told of them: it would take one in which the kernel
+// moves a packet, which may need some 20 µs, for one that blocks, and wake a thread for
+// the work that waits meanwhile.
+type socket struct {
+	tcpConn
+	raw     syscall.RawConn
+	in, out transfer
+}
+
+func newSocket(conn tcpConn) (*socket, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{tcpConn: conn, raw: raw}
+	s.in.attempt, s.out.attempt = s.in.read, s.out.write
+	return s, nil
+}
+
+// transfer is a read or a write. It is kept so that none has to be made for each.
+type transfer struct {
+	attempt func(fd uintptr) bool // false: wait until the socket is ready
+	p       []byte
+	n       int
+	err     error
+	look    bool // do not wait
+}
+
+// Read implements net.Conn.
+func (s *socket) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	s.in.p, s.in.n, s.in.err = p, 0, nil
+	err := s.raw.Read(s.in.attempt)
+	s.in.p = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.in.err != nil:
+		return 0, s.failed("read", s.in.err)
+	case s.in.n == 0:
+		return 0, io.EOF
+	}
+	return s.in.n, nil
+}
+
+// Write implements net.Conn.
+func (s *socket) Write(p []byte) (int, error) {
+	s.out.p, s.out.n, s.out.err = p, 0, nil
+	err := s.raw.Write(s.out.attempt)
+	s.out.p = nil
+	if err == nil && s.out.err != nil {
+		err = s.failed("write", s.out.err)
+	}
+	return s.out.n, err
+}
+
+// failed is the error that package net would have.
+func (s *socket) failed(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError(op, err)}
+}
+
+func (t *transfer) read(fd uintptr) bool {
+	n, errno := call(syscall.SYS_READ, fd, t.p)
+	switch {
+	case errno == syscall.EAGAIN && t.look:
+		t.err = os.ErrDeadlineExceeded
+	case errno == syscall.EAGAIN:
+		return false
+	case errno != 0:
+		t.err = errno
+	default:
+		t.n = n
+	}
+	return true
+}
+
+func (t *transfer) write(fd uintptr) bool {
+	for t.n < len(t.p) {
+		n, errno := call(syscall.SYS_WRITE, fd, t.p[t.n:])
+		if errno == syscall.EAGAIN {
+			return false
+		}
+		if errno != 0 {
+			t.err = errno
+			break
+		}
+		t.n += n
+	}
+	return true
+}
+
+// call is one read or write of bytes, of which there are some.
+func call(number, fd uintptr, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall(number, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
