@@ -30,6 +30,10 @@ SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' go.mod
 agent: helper/dist/helper helper/dist/escape $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
+# Measures what the journal costs; a run of it leaves no record.
+bin/agent-noaudit: agent
+	go build -trimpath -tags $(TAGS),noaudit -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
+
 # The program that goes into a run: static, no libc, embedded in agent.
 helper/dist/helper: $(filter helper/program/%,$(SOURCES))
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/program

@@ -87,6 +87,10 @@ func (j *Journal) append(e Event, key *Key) error {
 	if j.err != nil {
 		return j.err
 	}
+	if !Recording {
+		j.count(e) // a run compares its counts at its end
+		return nil
+	}
 	line, err := j.encode(Header{
 		Seq:  j.seal.Lines,
 		Time: time.Now().UTC().Format(time.RFC3339Nano),

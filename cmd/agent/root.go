@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"agentops/audit"
+
 	"github.com/spf13/cobra"
 )
 
@@ -43,8 +45,15 @@ func newVersionCommand(e *env) *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(e.stdout, "agent %s\n", version)
+			line := "agent " + version
+			if !audit.Recording {
+				line += " (" + notRecording + ")"
+			}
+			_, err := fmt.Fprintln(e.stdout, line)
 			return err
 		},
 	}
 }
+
+// notRecording is what a build with tag noaudit says of itself, also at each run.
+const notRecording = "noaudit: this build records nothing, for benchmarks only"

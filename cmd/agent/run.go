@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"agentops/audit"
 	"agentops/mitm/policy"
 	"agentops/runtime"
 
@@ -33,6 +34,9 @@ end by signal n.`,
 			spec, err := e.resolve(flags, args)
 			if err != nil {
 				return err
+			}
+			if !audit.Recording {
+				fmt.Fprintln(e.stderr, "agent: warning:", notRecording)
 			}
 			code, err := e.execute(cmd.Context(), spec)
 			if err != nil {
