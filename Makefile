@@ -1,6 +1,7 @@
 # make          builds ./agent
 # make demo     installs what is missing and shows the main job
 # make test     installs what is missing and runs every test; needs root
+# make bench    installs what it compares with, measures, and writes docs/benchmarks.md
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,7 +23,7 @@ TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs ntpsec-ntpdi
 # The clients of docs/clients.md beside: programs that others package as well are named.
 CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-protocol-https-perl maven=mvn npm=npm \
 	php-cli=php python3-pycurl ruby=ruby
-BENCH_PACKAGES := runc
+BENCH_PACKAGES := conmon curl mitmproxy nghttp2-client nghttp2-proxy nginx-light runc wrk
 GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
 SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' go.mod go.sum)
@@ -55,10 +56,22 @@ test: deps agent bin/awsstub
 	test/install.sh $(CLIENT_PACKAGES)
 	test/run.sh $(TAGS)
 
+# What docs/benchmarks.md holds: a quarter of an hour on a machine that does nothing else.
 .PHONY: bench
-bench: agent
+bench: bench-deps
+	bin/bench --docs docs
+
+# The figures alone, in less than a minute.
+.PHONY: bench-quick
+bench-quick: bench-deps
+	bin/bench --quick
+
+.PHONY: bench-deps
+bench-deps: agent bin/agent-noaudit bin/bench
 	test/install.sh $(BENCH_PACKAGES)
-	go test -tags $(TAGS) -p 1 -run '^$$' -bench . -benchtime 20x ./...
+
+bin/bench: $(filter test/bench/% test/awsstub/%,$(SOURCES))
+	CGO_ENABLED=0 go build -trimpath -o $@ ./test/bench
 
 # The agent's memory while 4 GB go down and up through it, and with many connections.
 .PHONY: load
