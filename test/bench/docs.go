@@ -30,18 +30,16 @@ func writeDocs(folder string, r *Results) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(folder, plotFolder), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(folder, dataFile), append(data, '\n'), 0o644); err != nil {
-		return err
-	}
 	written, err := os.ReadFile(filepath.Join(folder, docsFile))
 	if err != nil {
 		return err
 	}
 	files, err := render(r, string(written))
 	if err != nil {
+		return err
+	}
+	files[dataFile] = string(data) + "\n"
+	if err := os.MkdirAll(filepath.Join(folder, plotFolder), 0o755); err != nil {
 		return err
 	}
 	for name, content := range files {

@@ -113,7 +113,7 @@ func (b *bench) wrk(name, address string, connections int, more ...string) conte
 }
 
 func (b *bench) wrkCommand(address string, connections, seconds int, more ...string) *exec.Cmd {
-	args := append([]string{"-t1", "-c" + strconv.Itoa(connections), fmt.Sprintf("-d%ds", seconds), "--timeout", "10s"}, more...)
+	args := append([]string{"-t1", "-c" + strconv.Itoa(connections), fmt.Sprintf("-d%ds", seconds), "--timeout", "60s"}, more...)
 	if address == "" {
 		return b.inRun(nil, append(append([]string{"wrk"}, args...), "https://"+originName+"/1k")...)
 	}
