@@ -33,8 +33,10 @@ func (c *helloConn) open() { c.opened, c.seen = true, bytes.Buffer{} }
 // again is the connection as it was before the hello.
 func (c *helloConn) again() *bufferedConn {
 	rest, _ := c.reader.Peek(c.reader.Buffered())
-	from := io.MultiReader(&c.seen, bytes.NewReader(rest), c.closeWriter)
-	return &bufferedConn{closeWriter: c.closeWriter, flow: c.flow, reader: bufio.NewReader(from)}
+	size := c.seen.Len() + len(rest)
+	reader := bufio.NewReaderSize(io.MultiReader(&c.seen, bytes.NewReader(rest), c.closeWriter), size)
+	_, _ = reader.Peek(size) // all of it is ahead now, and no more
+	return &bufferedConn{closeWriter: c.closeWriter, flow: c.flow, reader: reader}
 }
 
 // Read implements net.Conn.

@@ -121,7 +121,7 @@ func (f *flow) relay(ctx context.Context, client, upstream closeWriter, dial dia
 func copyBoth(client, upstream closeWriter) error {
 	errs := make(chan error, 2)
 	pipe := func(to, from closeWriter) {
-		_, err := io.Copy(to, from)
+		err := move(to, from)
 		if err == nil {
 			err = to.CloseWrite()
 		}
@@ -143,4 +143,49 @@ func copyBoth(client, upstream closeWriter) error {
 		err = other
 	}
 	return err
+}
+
+// move copies what one side sends until it ends. Between two connections without TLS
+// the kernel does, once what was read ahead is out (splice).
+func move(to, from closeWriter) error {
+	in, out := tcpOf(from), tcpOf(to)
+	if in == nil || out == nil {
+		_, err := io.Copy(to, from)
+		return err
+	}
+	if ahead, ok := from.(*bufferedConn); ok {
+		if _, err := io.CopyN(to, ahead.reader, int64(ahead.reader.Buffered())); err != nil {
+			return err
+		}
+	}
+	n, err := out.ReadFrom(in)
+	if c := counted(from); c != nil {
+		c.read.Add(n)
+	}
+	if c := counted(to); c != nil {
+		c.written.Add(n)
+	}
+	return err
+}
+
+// tcpOf is the TCP connection that bytes pass unchanged; nil: there is none.
+func tcpOf(conn net.Conn) *net.TCPConn {
+	switch conn := conn.(type) {
+	case *bufferedConn:
+		return tcpOf(conn.closeWriter)
+	case *flowConn:
+		return tcpOf(conn.tcpConn)
+	case *net.TCPConn:
+		return conn
+	}
+	return nil
+}
+
+// counted is the client's end of a flow; nil: it is the other.
+func counted(conn net.Conn) *flowConn {
+	if buffered, ok := conn.(*bufferedConn); ok {
+		conn = buffered.closeWriter
+	}
+	c, _ := conn.(*flowConn)
+	return c
 }
