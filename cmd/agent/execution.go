@@ -96,12 +96,19 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 }
 
 // deferCollection lets a start, and what is over a second later, do without the
-// garbage collector, which would take a tenth of the time.
+// garbage collector, which would take a tenth of the time. What lasts has it
+// seldom, for it costs requests; tendMemory bounds what that takes.
 func deferCollection() {
-	const enough = 64 << 20 // bytes, beyond which it does collect
-	percent := debug.SetGCPercent(-1)
+	const (
+		enough = 64 << 20 // bytes, beyond which it does collect
+		seldom = 400      // percent of what is in use
+	)
+	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(enough)
-	time.AfterFunc(time.Second, func() { debug.SetGCPercent(percent) })
+	time.AfterFunc(time.Second, func() {
+		debug.SetGCPercent(seldom)
+		debug.FreeOSMemory() // of what the start has left
+	})
 }
 
 // begin acquires what a run needs before its first event: a name, the boundary,
