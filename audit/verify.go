@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -130,12 +132,7 @@ type verifier struct {
 func (v *verifier) line(line []byte) (Header, bool) {
 	r := v.report
 	number := r.Lines + 1
-	var e struct {
-		Header
-		countable
-	}
-	err := json.Unmarshal(line, &e)
-	h := e.Header
+	h, counted, err := parseLine(line)
 	switch {
 	case err != nil:
 		r.changed("line %d is no event: %v", number, err)
@@ -157,7 +154,7 @@ func (v *verifier) line(line []byte) (Header, bool) {
 	if number == 1 {
 		r.Run = h.Run
 	}
-	v.counts.add(h.Type, e.countable)
+	v.counts.add(h.Type, counted)
 	if h.Type == "run.exit" && err == nil {
 		v.reconcile(line)
 	}
@@ -168,6 +165,59 @@ func (v *verifier) line(line []byte) (Header, bool) {
 	}
 	return h, err == nil
 }
+
+// parseLine reads of a line what is verified.
+func parseLine(line []byte) (Header, countable, error) {
+	// Most lines are of requests, of which that is the header alone. Where it stands
+	// as it is written, it is found in a third of the time.
+	if h, ok := plainHeader(line); ok && h.Type == "http.request" && json.Valid(line) {
+		return h, countable{}, nil
+	}
+	var e struct {
+		Header
+		countable
+	}
+	err := json.Unmarshal(line, &e)
+	return e.Header, e.countable, err
+}
+
+// plainHeader reads a header whose fields are in their order, without escapes, and
+// are each there once.
+func plainHeader(line []byte) (h Header, ok bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(`{"seq":`))
+	if !ok {
+		return h, false
+	}
+	digits, rest, ok := bytes.Cut(rest, []byte(","))
+	if !ok {
+		return h, false
+	}
+	var err error
+	if h.Seq, err = strconv.ParseUint(string(digits), 10, 64); err != nil {
+		return h, false
+	}
+	for i, text := range []*string{&h.Time, &h.Run, &h.Type, &h.Prev} {
+		if rest, ok = bytes.CutPrefix(rest, headerNames[i]); !ok {
+			return h, false
+		}
+		value, behind, found := bytes.Cut(rest, []byte(`"`))
+		if !found || bytes.IndexByte(value, '\\') >= 0 {
+			return h, false
+		}
+		*text, rest = string(value), bytes.TrimPrefix(behind, []byte(","))
+	}
+	// No other field of these names, in any spelling that is the same to JSON.
+	rest = bytes.ToLower(rest)
+	for _, name := range headerNames {
+		if bytes.Contains(rest, name[:len(name)-2]) {
+			return h, false
+		}
+	}
+	return h, !bytes.Contains(rest, []byte(`"seq"`)) && !bytes.Contains(rest, []byte(`\u`))
+}
+
+// headerNames are those of a header's texts, as they are written.
+var headerNames = [...][]byte{[]byte(`"time":"`), []byte(`"run":"`), []byte(`"type":"`), []byte(`"prev":"`)}
 
 // reconcile compares what run.exit says of the journal, and of what the kernel saw,
 // with the journal.
