@@ -40,7 +40,7 @@ func (l *loaded) run(t *testing.T, command ...string) string {
 	args := []string{"run", "--quiet", "--upstream-ca", l.ca, "--resolve", "*=" + l.tls, "--"}
 	cmd := exec.CommandContext(t.Context(), agentPath(t), append(args, command...)...)
 	cmd.Dir, cmd.Env = t.TempDir(), baseEnv(state)
-	if filepath.IsAbs(command[0]) {
+	if filepath.IsAbs(command[0]) { // a program of ours, which only a workspace brings into a run
 		cmd.Dir = filepath.Dir(command[0])
 	}
 	var out bytes.Buffer
@@ -76,7 +76,7 @@ func (l *loaded) resident(t *testing.T, what string) int {
 	return n << 10
 }
 
-// A body that is many times what the agent may have of the memory goes through it,
+// A body that is larger than what the agent may have of the memory goes through it,
 // down and up at once. LOAD_BYTES says how large.
 func TestLargeBodies(t *testing.T) {
 	needRoot(t)
@@ -95,7 +95,7 @@ func TestLargeBodies(t *testing.T) {
 			mux := http.NewServeMux()
 			mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
 				body := io.LimitReader(rand.NewChaCha8([32]byte{}), size)
-				if _, err := io.CopyBuffer(io.MultiWriter(w, sent), body, make([]byte, 256<<10)); err != nil {
+				if _, err := io.CopyBuffer(io.MultiWriter(sent, w), body, make([]byte, 256<<10)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -131,7 +131,7 @@ func TestManyConnections(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the client: %v\n%s", err, out)
 	}
-	for protocol, bound := range map[string]int{"http/1.1": mostConnected, "h2": mostConnected} {
+	for _, protocol := range []string{"http/1.1", "h2"} {
 		t.Run(path.Base(protocol), func(t *testing.T) {
 			l := &loaded{}
 			body := strings.Repeat("x", 4<<10)
@@ -146,7 +146,7 @@ func TestManyConnections(t *testing.T) {
 				t.Errorf("the client says %q", out)
 			}
 			t.Logf("the agent has %.1f MB, had %.1f MB at most", float64(now)/1e6, float64(most)/1e6)
-			if most == 0 || most > bound {
+			if most == 0 || most > mostConnected {
 				t.Errorf("the agent had %d bytes of the memory", most)
 			}
 		})
