@@ -11,7 +11,7 @@ import (
 const (
 	// roomy is how much of the memory we may have before garbage is collected
 	// sooner than it usually is.
-	roomy = 52 << 20 // bytes
+	roomy = 36 << 20 // bytes
 	// tended is how often it is looked whether that is still enough.
 	tended = time.Second
 )
