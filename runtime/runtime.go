@@ -15,25 +15,17 @@ import (
 	"strings"
 
 	"agentops/audit"
-
-	"github.com/opencontainers/runc/libcontainer"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go starts
+	_ "agentops/runtime/child" // becomes the first process of each container
 )
 
-// Init is called first thing from an init function of every main package, and
-// of every test binary, that creates containers. Such a program is started
-// again as the first process of each container; then Init sets the container up,
-// becomes its command, and does not return.
+// Init is called from an init function of every main package, and of every test
+// binary, that creates containers. Such a program is started again as the first
+// process of each container, which package child then sets up.
 //
-// Else it ties the main goroutine to the process's first thread, so that no
-// other goroutine can: that thread must never be one that has left the host's
-// namespaces, for /proc/self is its view.
-func Init() {
-	if os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
-		libcontainer.Init()
-	}
-	runtime.LockOSThread()
-}
+// Init ties the main goroutine to the process's first thread, so that no other
+// goroutine can: that thread must never be one that has left the host's namespaces,
+// for /proc/self is its view.
+func Init() { runtime.LockOSThread() }
 
 // Config describes a run's container. Create does not keep or change what its
 // fields refer to.
