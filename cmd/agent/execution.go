@@ -122,12 +122,21 @@ func (r *execution) begin() error {
 		made <- err
 	}()
 	err := r.takeName()
-	if err = errors.Join(err, <-made); err != nil {
-		return err
+	if err == nil {
+		owner := func(source, destination netip.AddrPort) *audit.Process { return r.boundary.owner(source, destination) }
+		r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, owner, r.log)
 	}
-	if r.credentials, err = r.env.fetchCredentials(r.stopped, r.spec, r.boundary.owner, r.log); err != nil {
-		return err
+	if err == nil {
+		err = r.openJournal()
 	}
+	if err = errors.Join(err, <-made); err != nil && r.folder != "" {
+		_ = os.RemoveAll(r.folder)
+	}
+	return err
+}
+
+// openJournal makes the run's folder, and in it the journal and the log.
+func (r *execution) openJournal() (err error) {
 	if r.folder, err = r.env.makeRunFolder(r.spec.id); err != nil {
 		return err
 	}
@@ -142,7 +151,6 @@ func (r *execution) begin() error {
 		err = r.credentials.events.to(r.journal)
 	}
 	if err != nil {
-		_ = os.RemoveAll(r.folder)
 		return stateError(err)
 	}
 	return nil

@@ -68,9 +68,10 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted, which runs need (Linux 4.5)"); err != nil {
 		return nil, withHint(err, "mount -t cgroup2 none /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1")
 	}
-	if err := bpf.Supported(); err != nil {
-		return nil, withHint(err, "agent doctor says what else this host has and lacks")
-	}
+	// What takes a while, beside the rest.
+	supported, bundle := sync.OnceValue(bpf.Supported), sync.OnceValues(runtime.SystemBundle)
+	go supported()
+	go bundle() //nolint:errcheck // is asked again below
 	checker := runtime.NewChecker(e.hidden()...)
 	workspace, err := e.resolveWorkspace(checker, flags.workspace)
 	if err != nil {
@@ -125,8 +126,14 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := s.resolveNetwork(merged.Network, host); err != nil {
 		return nil, err
 	}
+	if s.bundle, err = bundle(); err != nil {
+		return nil, err
+	}
 	if err := s.resolveTrust(flags.upstreamCA); err != nil {
 		return nil, err
+	}
+	if err := supported(); err != nil {
+		return nil, withHint(err, "agent doctor says what else this host has and lacks")
 	}
 	if s.helper, err = helper.Binary(); err != nil {
 		return nil, err
@@ -332,15 +339,12 @@ func (s *runSpec) resolveNetwork(n networkSettings, host *hostPolicy) error {
 	return nil
 }
 
-// resolveTrust reads the roots that upstreams are verified against, and those that
-// the run sees.
+// resolveTrust reads the roots that upstreams are verified against beside the
+// bundle's.
 func (s *runSpec) resolveTrust(upstreamCA string) error {
-	var err error
-	if s.bundle, err = runtime.SystemBundle(); err != nil {
-		return err
-	}
 	var further []byte
 	if upstreamCA != "" {
+		var err error
 		if further, err = os.ReadFile(upstreamCA); err != nil {
 			return fmt.Errorf("read --upstream-ca: %w", err)
 		}
