@@ -76,10 +76,10 @@ var (
 )
 
 // SystemBundle reads the bundle of the CAs that this host trusts; nil where there
-// is none.
+// is none. There is room behind it for one more.
 func SystemBundle() ([]byte, error) {
 	for _, path := range bundlePaths {
-		content, err := os.ReadFile(path)
+		content, err := readWithRoom(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -92,6 +92,24 @@ func SystemBundle() ([]byte, error) {
 		return content, nil
 	}
 	return nil, nil
+}
+
+// readWithRoom reads a file into more memory than it needs, so that it need not be
+// moved when something is appended.
+func readWithRoom(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	const room = 8 << 10
+	buf := bytes.NewBuffer(make([]byte, 0, int(st.Size())+room))
+	_, err = buf.ReadFrom(file)
+	return buf.Bytes(), err
 }
 
 // trust makes every trust store of the tree hold the bundle, before anything of

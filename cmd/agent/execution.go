@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -358,7 +357,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Stderr:     asFile(r.env.stderr),
 		Helper:     r.spec.helper,
 		Files:      files,
-		Bundle:     slices.Concat(r.spec.bundle, r.authority.PEM()),
+		Bundle:     append(r.spec.bundle, r.authority.PEM()...), // which has room for it
 		Authority:  r.authority.PEM(),
 		ResolvConf: fmt.Appendf(nil, "nameserver %s\n", netns.Nameserver),
 		Hosts: fmt.Appendf(nil, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n",

@@ -68,10 +68,10 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := inFile("/proc/self/mounts", " cgroup2 ", "no cgroup2 is mounted, which runs need (Linux 4.5)"); err != nil {
 		return nil, withHint(err, "mount -t cgroup2 none /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1")
 	}
-	// What takes a while, beside the rest.
+	// What takes a while, beside the rest; it is asked for below.
 	supported, bundle := sync.OnceValue(bpf.Supported), sync.OnceValues(runtime.SystemBundle)
-	go supported()
-	go bundle() //nolint:errcheck // is asked again below
+	go func() { _ = supported() }()
+	go func() { _, _ = bundle() }()
 	checker := runtime.NewChecker(e.hidden()...)
 	workspace, err := e.resolveWorkspace(checker, flags.workspace)
 	if err != nil {
