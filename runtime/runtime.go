@@ -1,7 +1,8 @@
 // Package runtime is a run as a container: what it sees of the filesystem, what
 // it may do, and its life from creation to the last trace of it on the host.
 //
-// It is the only package that knows libcontainer, whose API changes freely.
+// It and its package child are the only ones that know libcontainer, whose API changes
+// freely.
 package runtime
 
 import (

@@ -223,6 +223,6 @@ var mutants = []mutant{
 		name: "datagrams let out unjudged", file: "mitm/datagram.go", class: "transport",
 		old:   "f.refusal = f.judge(policy.Target{Host: f.host(), Protocol: policy.UDP}); f.refusal == nil",
 		new:   "_ = policy.UDP; f.refusal == nil",
-		finds: []string{"relay-by-address"},
+		finds: []string{"relay-address"},
 	},
 }

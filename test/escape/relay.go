@@ -32,8 +32,8 @@ func relayProbes() []probe {
 	return []probe{
 		datagram("relay-port-below", attempt.Allowed, port-1),
 		datagram("relay-quic", attempt.Allowed, 443),
-		datagram("relay-by-address", outside4.String(), port),
-		datagram("relay-by-address6", outside6.String(), port),
+		datagram("relay-address", outside4.String(), port),
+		datagram("relay-address6", outside6.String(), port),
 		datagram("relay-other-name", attempt.Refused, port),
 		datagram("relay-nobodys", "198.18.250.1", port),
 		datagram("relay-ec2", "a-a9fea9fe."+attempt.Rebound, port),
