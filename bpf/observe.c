@@ -219,8 +219,6 @@ int observe_connect6(struct bpf_sock_addr *ctx)
 
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
-#define IPV6_HEADER 40     // bytes
-#define IPV6_PAYLOAD 65535 // bytes, without a jumbo payload option
 
 // What a packet is.
 enum {
@@ -252,14 +250,7 @@ static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow, _
 		flow->protocol = head[6]; // or the number of an extension header
 		__builtin_memcpy(flow->source, &head[8], 16);
 		__builtin_memcpy(flow->destination, &head[24], 16);
-		transport = IPV6_HEADER;
-		// What the kernel sends of a connection in one piece may be so large that
-		// it needs an option before its TCP header (RFC 2675). Nobody else can
-		// make a packet of that size.
-		__u8 next;
-		if (flow->protocol == IPPROTO_HOPOPTS && skb->len > IPV6_HEADER + IPV6_PAYLOAD &&
-		    bpf_skb_load_bytes(skb, IPV6_HEADER, &next, 1) == 0 && next == IPPROTO_TCP)
-			return PACKET_CONTINUES;
+		transport = 40;
 	}
 	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6)
 		return PACKET_KERNELS;
@@ -331,6 +322,10 @@ int observe_egress(struct __sk_buff *skb)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return 1;
+	// Most packets by far. What the kernel sends in one large piece may have an option
+	// of IPv6 before its TCP header (RFC 2675).
+	if (sk->protocol == IPPROTO_TCP && sk->state != BPF_TCP_SYN_SENT)
+		return continues(sk);
 	struct flow flow = {};
 	__u32 sequence = 0;
 	int packet = read_flow(skb, &flow, &sequence);
