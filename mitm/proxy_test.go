@@ -122,6 +122,7 @@ type bench struct {
 	recorder *recorder
 	names    *resolver.Names
 	roots    *x509.CertPool // what a client inside trusts
+	trust    sync.Mutex
 	trusted  *x509.CertPool // upstream
 	proxy    *Proxy
 	panics   *panics
@@ -191,7 +192,7 @@ func newBench(t testing.TB, c benchConfig) *bench {
 	}
 	p := New(Config{
 		Policy: &c.policy, Authority: ca, Names: b.names, Dialer: dialer,
-		Upstreams: func() *x509.CertPool { return b.trusted }, Recorder: b.recorder, Log: log, Limits: c.limits,
+		Upstreams: b.upstreamRoots, Recorder: b.recorder, Log: log, Limits: c.limits,
 		Owner:  func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Sender: func(netip.AddrPort, netip.AddrPort) *audit.Process { return c.process },
 		Grants: c.grants,
@@ -272,6 +273,20 @@ func (b *bench) get(client *http.Client, url string) (*http.Response, string) {
 		b.t.Fatal(err)
 	}
 	return res, string(body)
+}
+
+// upstreamRoots are those that upstreams are verified against.
+func (b *bench) upstreamRoots() *x509.CertPool {
+	b.trust.Lock()
+	defer b.trust.Unlock()
+	return b.trusted
+}
+
+// distrust leaves the proxy without any.
+func (b *bench) distrust() {
+	b.trust.Lock()
+	defer b.trust.Unlock()
+	b.trusted = x509.NewCertPool()
 }
 
 // upstream is a TLS server for any name of example.com.

@@ -158,7 +158,7 @@ func TestPassthroughIsChecked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, benchConfig{upstream: server, policy: c.policy})
 			if !c.trusted {
-				b.trusted = x509.NewCertPool()
+				b.distrust()
 			}
 			roots := x509.NewCertPool()
 			roots.AddCert(server.Certificate())
