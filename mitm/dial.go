@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -132,7 +131,7 @@ func (d *Dialer) dial(ctx context.Context, protocol policy.Protocol, host string
 	if _, err := netip.ParseAddr(host); err != nil {
 		target = host + "." // no search list of the host's
 	}
-	return dialer.DialContext(ctx, string(protocol), net.JoinHostPort(target, strconv.Itoa(int(port))))
+	return dialer.DialContext(ctx, string(protocol), joinAddress(target, port))
 }
 
 // pinned is where a pin leads.

@@ -76,7 +76,7 @@ func (x *exchange) checkAuthority(authority string) *refusal {
 		return fronting("Host", host, f.host())
 	}
 	if port != "" && port != strconv.Itoa(int(f.destination.Port())) {
-		return fronting("Host", authority, net.JoinHostPort(x.host, strconv.Itoa(int(f.destination.Port()))))
+		return fronting("Host", authority, joinAddress(x.host, f.destination.Port()))
 	}
 	return nil
 }

@@ -25,7 +25,6 @@ type flow struct {
 	destination netip.AddrPort // as the client dialled it
 	process     *audit.Process // that dialled it; nil: not known
 	began       time.Time
-	cut         chan struct{} // closed when the proxy ends it
 
 	// name is what the flow is to: the name behind the synthetic address,
 	// else the SNI of a client hello. Empty: the client dialled an address and

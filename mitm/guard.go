@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 
 	"agentops/mitm/policy"
 )
@@ -41,7 +40,7 @@ func (e *GuardError) Hint(protocol policy.Protocol, host string, port uint16) st
 		return fmt.Sprintf("add %q to network.allow in %s", prefix+e.Address.String(), e.Verdict.Source)
 	}
 	if _, err := netip.ParseAddr(host); err == nil {
-		return "agent run --allow " + prefix + net.JoinHostPort(host, strconv.Itoa(int(port)))
+		return "agent run --allow " + prefix + joinAddress(host, port)
 	}
 	return fmt.Sprintf("agent run --resolve %s=%s", host, e.Address)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
@@ -361,24 +362,31 @@ func TestHalfClosesSurvive(t *testing.T) {
 	}
 }
 
-// A client that is gone after that has its request given up.
+// A client that is gone while it waits has its request given up, though nobody reads
+// from it.
 func TestAGoneClientIsSeen(t *testing.T) {
-	arrived, gone := make(chan struct{}), make(chan struct{})
-	b := newBench(t, benchConfig{upstream: plain(t, func(_ http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-r.Context().Done()
-		close(gone)
-	})})
-	conn := b.dial("www.example.com:80")
-	io.WriteString(conn, wellFormed)
-	conn.CloseWrite()
-	<-arrived
-	conn.SetLinger(0)
-	conn.Close()
-	<-gone
-	await[audit.FlowClose](t, b.recorder, 1)
-	if requests := events[audit.HTTPRequest](b.recorder); len(requests) != 1 || requests[0].Error == "" {
-		t.Errorf("recorded %+v", requests)
+	for name, before := range map[string]func(*net.TCPConn){
+		"half-closed": func(conn *net.TCPConn) { io.WriteString(conn, wellFormed); conn.CloseWrite() },
+		"pipelining":  func(conn *net.TCPConn) { io.WriteString(conn, wellFormed+wellFormed) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			arrived, gone := make(chan struct{}), make(chan struct{})
+			b := newBench(t, benchConfig{upstream: plain(t, func(_ http.ResponseWriter, r *http.Request) {
+				close(arrived)
+				<-r.Context().Done()
+				close(gone)
+			})})
+			conn := b.dial("www.example.com:80")
+			before(conn)
+			<-arrived
+			conn.SetLinger(0)
+			conn.Close()
+			<-gone
+			await[audit.FlowClose](t, b.recorder, 1)
+			if r := events[audit.HTTPRequest](b.recorder); len(r) != 1 || r[0].Error != errClientGone.Error() || r[0].Status != 0 {
+				t.Errorf("recorded %+v", r)
+			}
+		})
 	}
 }
 

@@ -168,7 +168,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 	out.URL = &url.URL{
 		Scheme:   scheme,
-		Host:     net.JoinHostPort(x.host, strconv.Itoa(int(x.flow.destination.Port()))),
+		Host:     joinAddress(x.host, x.flow.destination.Port()),
 		Path:     pr.In.URL.Path,
 		RawPath:  pr.In.URL.RawPath,
 		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -135,7 +134,7 @@ func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamCo
 		return newUpstreamConn(under, under, to), nil
 	}
 	for {
-		conn := u.takeReady(net.JoinHostPort(to.host, strconv.Itoa(int(to.port))), []string{alpnHTTP1})
+		conn := u.takeReady(joinAddress(to.host, to.port), []string{alpnHTTP1})
 		if conn == nil {
 			break
 		}

@@ -179,7 +179,6 @@ func (p *Proxy) describe(source, destination netip.AddrPort, owner func(source, 
 		source:      source,
 		destination: destination,
 		began:       time.Now(),
-		cut:         make(chan struct{}),
 	}
 	f.name, f.synthetic = p.config.Names.Name(f.destination.Addr())
 	if f.synthetic && f.name == "" {
@@ -224,7 +223,6 @@ func (p *Proxy) cutAll() {
 	defer p.mu.Unlock()
 	p.closed = true
 	for f := range p.flows {
-		close(f.cut)
 		if f.conn != nil {
 			_ = f.conn.socket.Close()
 			f.breakOff()

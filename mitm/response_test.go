@@ -393,27 +393,6 @@ func TestAnswersBeforeTheRequestsEnd(t *testing.T) {
 	}
 }
 
-// A client that is reset while it waits has its request given up, though nobody reads
-// from it.
-func TestAResetClientIsSeen(t *testing.T) {
-	arrived, gone := make(chan struct{}), make(chan struct{})
-	b := newBench(t, benchConfig{upstream: plain(t, func(_ http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-r.Context().Done()
-		close(gone)
-	})})
-	conn := b.dial("www.example.com:80")
-	io.WriteString(conn, wellFormed+wellFormed)
-	<-arrived
-	conn.SetLinger(0)
-	conn.Close()
-	<-gone
-	await[audit.FlowClose](t, b.recorder, 1)
-	if r := events[audit.HTTPRequest](b.recorder); len(r) != 1 || r[0].Error != errClientGone.Error() || r[0].Status != 0 {
-		t.Errorf("recorded %+v", r)
-	}
-}
-
 // FuzzResponses holds the strict reading against that of net/http.
 func FuzzResponses(f *testing.F) {
 	for _, seed := range []string{

@@ -78,7 +78,7 @@ func (u *upstreams) transport(speak func(*http.Protocols), alpn ...string) *http
 // first time, it is asked; the answer is remembered for the run. With the error of
 // an upstream that cannot be connected come both.
 func (u *upstreams) protocols(ctx context.Context, f *flow) ([]string, error) {
-	address := net.JoinHostPort(f.host(), strconv.Itoa(int(f.destination.Port())))
+	address := joinAddress(f.host(), f.destination.Port())
 	u.mu.Lock()
 	known, ok := u.spoke[address]
 	u.mu.Unlock()
@@ -140,7 +140,7 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	if err != nil {
 		return nil, err
 	}
-	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
+	address := joinAddress(host, f.destination.Port())
 	wantsCertificate := false
 	under, err := newSocket(raw.(tcpConn))
 	if err != nil {
@@ -195,7 +195,7 @@ func (u *upstreams) explain(err error, host string, port uint16) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	reason := upstreamReason(err)
-	if u.certificates[net.JoinHostPort(host, strconv.Itoa(int(port)))] && (reason == reasonTLS || reason == reasonBroken) {
+	if u.certificates[joinAddress(host, port)] && (reason == reasonTLS || reason == reasonBroken) {
 		return &clientCertificateError{err}
 	}
 	return err
@@ -205,7 +205,7 @@ func (u *upstreams) explain(err error, host string, port uint16) error {
 // for its name. What it wants of the client is between the two.
 func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
 	host := f.host()
-	address := net.JoinHostPort(host, strconv.Itoa(int(f.destination.Port())))
+	address := joinAddress(host, f.destination.Port())
 	u.mu.Lock()
 	until := u.verified[address]
 	u.mu.Unlock()
@@ -254,6 +254,11 @@ func (u *upstreams) close() {
 		}
 		delete(u.ready, address)
 	}
+}
+
+// joinAddress is the reverse of splitAddress.
+func joinAddress(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 func splitAddress(address string) (host string, port uint16, err error) {
