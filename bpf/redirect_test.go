@@ -162,6 +162,19 @@ func TestTheRunCannotTakeAPort(t *testing.T) {
 	accepted.Close()
 }
 
+// ask sends a datagram from a socket of its own.
+func (b *boundary) ask(t *testing.T, network, addr string) net.Conn {
+	t.Helper()
+	client, err := b.dial(t, network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte("question")); err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
 func TestDNSIsAnsweredFromTheAddressAsked(t *testing.T) {
 	b := newBoundary(t)
 	for _, c := range []struct {
@@ -171,13 +184,7 @@ func TestDNSIsAnsweredFromTheAddressAsked(t *testing.T) {
 		{"udp4", "8.8.8.8:53", b.dns4},
 		{"udp6", "[2001:4860:4860::8888]:53", b.dns6},
 	} {
-		client, err := b.dial(t, c.network, c.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := client.Write([]byte("question")); err != nil {
-			t.Fatal(err)
-		}
+		b.ask(t, c.network, c.addr)
 		buf := make([]byte, 16)
 		n, from, err := c.conn.ReadFromUDPAddrPort(buf)
 		if err != nil || string(buf[:n]) != "question" {
@@ -199,13 +206,7 @@ func TestOtherDatagramsAreRefusedAndReported(t *testing.T) {
 		{"udp4", "198.51.100.9:123"},
 		{"udp6", "[2001:db8::7]:443"},
 	} {
-		conn, err := b.dial(t, c.network, c.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		conn := b.ask(t, c.network, c.addr)
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("read after a datagram to %s: %v, want connection refused", c.addr, err)
 		}
@@ -244,13 +245,7 @@ func TestDatagramsToRelayedPortsReachTheRelays(t *testing.T) {
 		{"udp6", "[2001:db8::7]:4461", b.udp6},
 		{"udp6", "[fe80::7%lo]:4461", b.udp6},
 	} {
-		client, err := b.dial(t, c.network, c.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := client.Write([]byte("question")); err != nil {
-			t.Fatal(err)
-		}
+		client := b.ask(t, c.network, c.addr)
 		buf := make([]byte, 16)
 		n, source, destination, err := c.conn.Receive(buf)
 		if err != nil || string(buf[:n]) != "question" || source.String() != client.LocalAddr().String() || destination.String() != strings.Replace(c.addr, "%lo", "", 1) {
