@@ -152,3 +152,36 @@ func TestManyConnections(t *testing.T) {
 		})
 	}
 }
+
+// What a start has used of the memory is given back once there is nothing to do.
+func TestQuietRun(t *testing.T) {
+	needRoot(t)
+	const most = 15_000_000
+	l := &loaded{}
+	l.outside = serveOutside(t, http.NotFoundHandler())
+	run := exec.CommandContext(t.Context(), agentPath(t), "run", "--quiet", "--resolve", "*="+l.tls, "--", "cat")
+	run.Dir, run.Env = t.TempDir(), baseEnv(t.TempDir())
+	stdin, err := run.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := run.Start(); err != nil {
+		t.Fatal(err)
+	}
+	l.pid.Store(int64(run.Process.Pid))
+	now := 0
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		// A start that has hardly begun is small as well.
+		if now = l.resident(t, "VmRSS"); now < most && l.resident(t, "VmHWM") > most {
+			break
+		}
+	}
+	t.Logf("the agent has %.1f MB", float64(now)/1e6)
+	if now == 0 || now > most {
+		t.Errorf("the agent has %d bytes of the memory", now)
+	}
+	stdin.Close()
+	if err := run.Wait(); err != nil {
+		t.Error(err)
+	}
+}

@@ -96,7 +96,8 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 
 // deferCollection lets a start, and what is over a second later, do without the
 // garbage collector, which would take a tenth of the time. What lasts has it
-// seldom, for it costs requests; tendMemory bounds what that takes.
+// seldom, for it costs requests; tendMemory bounds what that takes, and gives back
+// what the start has left.
 func deferCollection() {
 	const (
 		enough = 64 << 20 // bytes, beyond which it does collect
@@ -104,10 +105,7 @@ func deferCollection() {
 	)
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(enough)
-	time.AfterFunc(time.Second, func() {
-		debug.SetGCPercent(seldom)
-		debug.FreeOSMemory() // of what the start has left
-	})
+	time.AfterFunc(time.Second, func() { debug.SetGCPercent(seldom) })
 }
 
 // begin acquires what a run needs before its first event: a name, the boundary,
