@@ -10,8 +10,10 @@ import (
 	"time"
 )
 
-// maxIdle is how many unused connections are kept to one upstream.
-const maxIdle = 64
+// maxIdle is how many unused connections are kept to one upstream: as many as a client
+// of many connections has answers under way at once, or most of those would be closed and
+// dialled again. The one that was used last is taken first, so that a surplus grows old.
+const maxIdle = 1024
 
 // endpoint is where requests go to. A connection serves one.
 type endpoint struct {
