@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"agentops/audit"
 )
@@ -210,8 +211,10 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 100 {
-				if err := j.Append(audit.FlowOpen{Host: "example.com"}); err != nil {
-					t.Error(err)
+				for _, e := range []audit.Event{audit.FlowOpen{Host: "example.com"}, audit.HTTPRequest{}, audit.HTTPRequest{}} {
+					if err := j.Append(e); err != nil {
+						t.Error(err)
+					}
 				}
 			}
 		})
@@ -226,15 +229,26 @@ func TestConcurrentAppendsMakeOneChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report := verify(t, data, marshal(t, seal, key), keysOf(key)); !report.Verified() || report.Lines != 802 {
+	if report := verify(t, data, marshal(t, seal, key), keysOf(key)); !report.Verified() || report.Lines != 2402 {
 		t.Errorf("%d lines, problems %q", report.Lines, report.Problems)
 	}
-	var exit audit.RunExit
 	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
+	var before time.Time
+	for i, line := range lines {
+		var h struct{ Time time.Time }
+		if err := json.Unmarshal(line, &h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Time.Before(before) {
+			t.Errorf("line %d is of %s, the one before of %s", i+1, h.Time, before)
+		}
+		before = h.Time
+	}
+	var exit audit.RunExit
 	if err := json.Unmarshal(lines[len(lines)-1], &exit); err != nil {
 		t.Fatal(err)
 	}
-	if exit.Totals.Flows != 800 || exit.Totals.Hosts != 1 {
+	if exit.Totals.Flows != 800 || exit.Totals.Requests != 1600 || exit.Totals.Hosts != 1 {
 		t.Errorf("totals are %+v", exit.Totals)
 	}
 }

@@ -2,16 +2,18 @@ package audit
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"strconv"
+	"time"
 )
 
 // encoder writes journal lines as encoding/json does, without escaping HTML. It needs no
 // reflection for what there is much of.
 type encoder struct {
-	line []byte
-	buf  *bytes.Buffer
-	json *json.Encoder
+	lines []byte
+	buf   *bytes.Buffer
+	json  *json.Encoder
 }
 
 func newEncoder() encoder {
@@ -21,34 +23,36 @@ func newEncoder() encoder {
 	return e
 }
 
-// encode returns an event's line, newline included, valid until the next call: the
-// fields of the header and those of the event, in one object.
-func (e *encoder) encode(h Header, event Event) ([]byte, error) {
-	e.line = strconv.AppendUint(append(e.line[:0], `{"seq":`...), h.Seq, 10)
-	e.string("time", h.Time)
-	e.string("run", h.Run)
-	e.string("type", h.Type)
-	e.string("prev", h.Prev)
+// encode adds the line of an event that follows a chain, without a newline: the
+// fields of the Header and those of the event, in one object.
+func (e *encoder) encode(after *chain, at time.Time, event Event) error {
+	e.lines = strconv.AppendUint(append(e.lines, `{"seq":`...), after.lines, 10)
+	e.name("time")
+	e.lines = append(at.UTC().AppendFormat(append(e.lines, '"'), time.RFC3339Nano), '"')
+	e.string("run", after.run)
+	e.string("type", event.Type())
+	e.name("prev")
+	e.lines = append(hex.AppendEncode(append(e.lines, '"'), after.last[:]), '"')
 	if request, ok := event.(HTTPRequest); ok {
 		e.request(&request)
-		e.line = append(e.line, "}\n"...)
-		return e.line, nil
+		e.lines = append(e.lines, '}')
+		return nil
 	}
 	e.buf.Reset()
 	if err := e.json.Encode(event); err != nil {
-		return nil, err
+		return err
 	}
-	if body := e.buf.Bytes(); string(body) == "{}\n" {
-		e.line = append(e.line, "}\n"...)
-	} else {
-		e.line = append(append(e.line, ','), body[1:]...)
+	body := bytes.TrimSuffix(e.buf.Bytes(), []byte("\n"))[1:]
+	if len(body) > 1 {
+		e.lines = append(e.lines, ',')
 	}
-	return e.line, nil
+	e.lines = append(e.lines, body...)
+	return nil
 }
 
 func (e *encoder) request(r *HTTPRequest) {
 	e.name("flow")
-	e.line = strconv.AppendUint(e.line, r.Flow, 10)
+	e.lines = strconv.AppendUint(e.lines, r.Flow, 10)
 	e.string("protocol", r.Protocol)
 	e.string("method", r.Method)
 	e.string("url", r.URL)
@@ -56,14 +60,14 @@ func (e *encoder) request(r *HTTPRequest) {
 	for i, grant := range r.Grants {
 		if i == 0 {
 			e.name("grants")
-			e.line = append(e.line, '[')
+			e.lines = append(e.lines, '[')
 		} else {
-			e.line = append(e.line, ',')
+			e.lines = append(e.lines, ',')
 		}
 		e.value(grant)
 	}
 	if len(r.Grants) > 0 {
-		e.line = append(e.line, ']')
+		e.lines = append(e.lines, ']')
 	}
 	e.integer("status", int64(r.Status))
 	e.integer("bytes_sent", r.BytesSent)
@@ -74,12 +78,12 @@ func (e *encoder) request(r *HTTPRequest) {
 }
 
 func (e *encoder) name(name string) {
-	e.line = append(append(append(e.line, `,"`...), name...), `":`...)
+	e.lines = append(append(append(e.lines, `,"`...), name...), `":`...)
 }
 
 func (e *encoder) integer(name string, n int64) {
 	e.name(name)
-	e.line = strconv.AppendInt(e.line, n, 10)
+	e.lines = strconv.AppendInt(e.lines, n, 10)
 }
 
 func (e *encoder) string(name, value string) {
@@ -98,9 +102,9 @@ func (e *encoder) value(s string) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
 			e.buf.Reset()
 			_ = e.json.Encode(s) // a string and a buffer cannot fail
-			e.line = append(e.line, bytes.TrimSuffix(e.buf.Bytes(), []byte("\n"))...)
+			e.lines = append(e.lines, bytes.TrimSuffix(e.buf.Bytes(), []byte("\n"))...)
 			return
 		}
 	}
-	e.line = append(append(append(e.line, '"'), s...), '"')
+	e.lines = append(append(append(e.lines, '"'), s...), '"')
 }

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What is written without reflection is what encoding/json would write.
@@ -29,9 +30,11 @@ func TestLinesAreThoseOfEncodingJSON(t *testing.T) {
 	}
 	e := newEncoder()
 	for _, event := range events {
-		h := Header{Seq: 7, Time: "2026-01-02T03:04:05.6Z", Run: "run-1", Type: event.Type(), Prev: "00"}
-		line, err := e.encode(h, event)
-		if err != nil {
+		h := Header{Seq: 7, Time: "2026-01-02T03:04:05.6Z", Run: "run-1", Type: event.Type(), Prev: strings.Repeat("ab", 32)}
+		after := chain{run: h.Run, lines: h.Seq, last: [32]byte(bytes.Repeat([]byte{0xab}, 32))}
+		at := time.Date(2026, 1, 2, 4, 4, 5, 6e8, time.FixedZone("", 3600))
+		e.lines = e.lines[:0]
+		if err := e.encode(&after, at, event); err != nil {
 			t.Fatal(err)
 		}
 		var want bytes.Buffer
@@ -42,9 +45,9 @@ func TestLinesAreThoseOfEncodingJSON(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		joined := strings.ReplaceAll(strings.Replace(want.String(), "}\n{", ",", 1), ",}\n", "}\n")
-		if string(line) != joined {
-			t.Errorf("%s, want %s", line, joined)
+		joined := strings.TrimSuffix(strings.ReplaceAll(strings.Replace(want.String(), "}\n{", ",", 1), ",}\n", "}\n"), "\n")
+		if string(e.lines) != joined {
+			t.Errorf("%s, want %s", e.lines, joined)
 		}
 	}
 }

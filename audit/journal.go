@@ -30,27 +30,48 @@ type Header struct {
 
 // Journal is an open journal. It is safe for concurrent use.
 type Journal struct {
-	mu     sync.Mutex
-	file   *os.File
-	seal   Seal
-	size   int64
-	totals Totals
-	hosts  map[string]struct{}
-	err    error
-	failed chan struct{}
-	encoder
+	// mu is for what follows. Requests wait for it, so it is held for moments only.
+	mu        sync.Mutex
+	waiting   []record // that are still to be written
+	scheduled bool     // they will be, by flushLater
+	totals    Totals
+	hosts     map[string]struct{}
+	err       error
+	failed    chan struct{}
 
-	pending   []byte // lines that are still to be written
-	written   Seal   // as of the lines before
-	scheduled bool   // they will be, by flushLater
+	// writing is for what follows, and is taken before mu.
+	writing sync.Mutex
+	group   []record // that is being written
+	file    *os.File
+	size    int64
+	chain   chain // as of the lines in the file
+	encoder
 }
 
-// The lines of http.request, of which there may be many, are written in groups: they
-// tell of what has happened, and hold nothing up. Whatever is recorded before it may
-// happen is written at once, and all before it.
+// record is an event and when it was recorded.
+type record struct {
+	time  time.Time
+	event Event
+	key   *Key // that signs the line; nil: none
+}
+
+// chain is where a journal has come to.
+type chain struct {
+	run   string
+	lines uint64
+	last  [sha256.Size]byte // hash of the last line; zeros: there is none
+}
+
+func (c *chain) seal() Seal {
+	return Seal{Run: c.run, Lines: c.lines, SHA256: hex.EncodeToString(c.last[:])}
+}
+
+// The lines of http.request, of which there may be many, are made and written in
+// groups: they tell of what has happened, and hold nothing up. Whatever is recorded
+// before it may happen is written at once, and all before it.
 const (
 	groupFor = time.Millisecond
-	groupMax = 64 << 10 // bytes
+	groupMax = 64 // records
 )
 
 // maxHosts bounds the set from which Totals.Hosts is counted.
@@ -62,92 +83,105 @@ func Create(path, run string) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create the journal: %w", err)
 	}
-	j := &Journal{
+	return &Journal{
 		file:    file,
-		seal:    Seal{Run: run, SHA256: genesis},
-		written: Seal{Run: run, SHA256: genesis},
+		chain:   chain{run: run},
 		hosts:   make(map[string]struct{}),
 		failed:  make(chan struct{}),
-	}
-	j.encoder = newEncoder()
-	return j, nil
+		encoder: newEncoder(),
+	}, nil
 }
 
 // Append writes one event and returns once the kernel has it; an http.request it has
 // a millisecond later. After the first failure the journal takes nothing more and
 // every call returns that error: a caller must not let pass what it could not record.
 func (j *Journal) Append(e Event) error {
+	_, later := e.(HTTPRequest)
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.append(e, nil)
-}
-
-// append writes an event, as a line that a key has signed unless that is nil.
-func (j *Journal) append(e Event, key *Key) error {
-	if j.err != nil {
+	if j.err != nil || !Recording {
+		defer j.mu.Unlock()
+		if j.err == nil {
+			j.count(e) // a run compares its counts at its end
+		}
 		return j.err
 	}
-	if !Recording {
-		j.count(e) // a run compares its counts at its end
-		return nil
-	}
-	line, err := j.encode(Header{
-		Seq:  j.seal.Lines,
-		Time: time.Now().UTC().Format(time.RFC3339Nano),
-		Run:  j.seal.Run,
-		Type: e.Type(),
-		Prev: j.seal.SHA256,
-	}, e)
-	if err != nil {
-		return j.fail(err)
-	}
-	if key != nil {
-		line = append(key.signLine(journalContext, line[:len(line)-1]), '\n')
-	}
-	j.pending = append(j.pending, line...)
-	sum := sha256.Sum256(line[:len(line)-1])
-	j.seal.SHA256 = hex.EncodeToString(sum[:])
-	j.seal.Lines++
-	j.count(e)
-	if _, later := e.(HTTPRequest); !later || len(j.pending) >= groupMax {
-		return j.flush()
-	}
-	if !j.scheduled {
+	j.add(e, nil)
+	later = later && len(j.waiting) < groupMax
+	schedule := later && !j.scheduled
+	if schedule {
 		j.scheduled = true
+	}
+	j.mu.Unlock()
+	if schedule {
 		time.AfterFunc(groupFor, j.flushLater)
 	}
-	return nil
+	if later {
+		return nil
+	}
+	return j.flush()
 }
 
-// flush writes what is pending.
+// add has an event wait.
+func (j *Journal) add(e Event, key *Key) {
+	j.waiting = append(j.waiting, record{time.Now(), e, key})
+	j.count(e)
+}
+
+// flush writes what waits. That may be nothing: who came just before has written what
+// the caller has added.
 func (j *Journal) flush() error {
-	if err := j.write(j.pending); err != nil {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	j.mu.Lock()
+	err := j.err
+	j.group, j.waiting = j.waiting, j.group[:0]
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := j.write(j.group); err != nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
 		return j.fail(err)
 	}
-	j.pending, j.written = j.pending[:0], j.seal
+	clear(j.group) // which holds on to the requests' texts
 	return nil
 }
 
 func (j *Journal) flushLater() {
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.scheduled = false
-	if j.err == nil {
-		_ = j.flush() // who records next is told, and who waits for Failed
-	}
+	j.mu.Unlock()
+	_ = j.flush() // who records next is told, and who waits for Failed
 }
 
 // fail notes the first failure.
 func (j *Journal) fail(err error) error {
 	j.err = fmt.Errorf("write the journal: %w", err)
-	j.pending, j.seal = nil, j.written
 	close(j.failed)
 	return j.err
 }
 
-// write appends whole lines or leaves the file as it was.
-func (j *Journal) write(lines []byte) error {
-	n, err := j.file.Write(lines)
+// write appends the lines of a group, whole, or leaves the file as it was.
+func (j *Journal) write(group []record) error {
+	if len(group) == 0 {
+		return nil
+	}
+	chain := j.chain
+	j.lines = j.lines[:0]
+	for _, r := range group {
+		start := len(j.lines)
+		if err := j.encode(&chain, r.time, r.event); err != nil {
+			return err
+		}
+		if r.key != nil {
+			j.lines = append(j.lines[:start], r.key.signLine(journalContext, j.lines[start:])...)
+		}
+		chain.last = sha256.Sum256(j.lines[start:])
+		chain.lines++
+		j.lines = append(j.lines, '\n')
+	}
+	n, err := j.file.Write(j.lines)
 	if err != nil {
 		if n > 0 {
 			err = errors.Join(err, j.file.Truncate(j.size))
@@ -155,6 +189,7 @@ func (j *Journal) write(lines []byte) error {
 		return err
 	}
 	j.size += int64(n)
+	j.chain = chain
 	return nil
 }
 
@@ -214,11 +249,13 @@ func (j *Journal) Totals() Totals {
 
 // Close closes the file without sealing it.
 func (j *Journal) Close() error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var err error
 	if j.err == nil {
-		err = j.flush()
+		err = j.flushLast()
 	}
 	return errors.Join(err, j.file.Close())
 }
@@ -228,15 +265,31 @@ func (j *Journal) Close() error {
 // totals are filled in for the caller. The seal it returns belongs outside the
 // journal.
 func (j *Journal) Seal(exit *RunExit, key *Key) (Seal, error) {
+	j.writing.Lock()
+	defer j.writing.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	exit.Totals = j.totals
-	err := j.append(*exit, key)
+	err := j.err
+	if err == nil && Recording {
+		j.add(*exit, key)
+		err = j.flushLast()
+	}
 	if err == nil {
 		if err = j.file.Sync(); err != nil {
 			err = fmt.Errorf("sync the journal: %w", err)
 		}
 		j.err = ErrSealed
 	}
-	return j.seal, errors.Join(err, j.file.Close())
+	return j.chain.seal(), errors.Join(err, j.file.Close())
+}
+
+// flushLast writes what waits, for who has both locks.
+func (j *Journal) flushLast() error {
+	err := j.write(j.waiting)
+	j.waiting = nil
+	if err != nil {
+		return j.fail(err)
+	}
+	return nil
 }
