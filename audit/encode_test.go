@@ -9,22 +9,26 @@ import (
 	"time"
 )
 
-// What is written without reflection is what encoding/json would write.
-func TestLinesAreThoseOfEncodingJSON(t *testing.T) {
-	var all HTTPRequest // every field set, whatever fields there are
+// everyField is a request with every field set, whatever fields there are.
+func everyField() (all HTTPRequest) {
 	for i, v := 0, reflect.ValueOf(&all).Elem(); i < v.NumField(); i++ {
 		switch f := v.Field(i); f.Kind() {
 		case reflect.String:
 			f.SetString(v.Type().Field(i).Name)
 		case reflect.Slice:
-			f.Set(reflect.ValueOf([]string{"a", "b\""}))
+			f.Set(reflect.ValueOf([]string{"a", "b"}))
 		case reflect.Uint64:
 			f.SetUint(1<<64 - 1 - uint64(i))
 		default:
-			f.SetInt(-int64(i))
+			f.SetInt(1<<31 - int64(i))
 		}
 	}
-	events := []Event{HTTPRequest{}, all, HTTPRequest{Grants: []string{}}, RunStart{}, FlowOpen{Host: "<a>"}, FlowClose{Error: "\x1b"}}
+	return all
+}
+
+// What is written without reflection is what encoding/json would write.
+func TestLinesAreThoseOfEncodingJSON(t *testing.T) {
+	events := []Event{HTTPRequest{}, everyField(), HTTPRequest{Grants: []string{"b\""}, Status: -1, BytesSent: -1, BytesReceived: -1, DurationMS: -1 << 63}, HTTPRequest{Grants: []string{}}, RunStart{}, FlowOpen{Host: "<a>"}, FlowClose{Error: "\x1b"}}
 	for _, s := range []string{`"`, `\`, "<a>&'", "a\nb\r\t\b\f\x00\x1f\x7f", "\xff\xfe", "\u2028\u2029", "\u00e4\U0001f600", "~ ", strings.Repeat("x", 10000)} {
 		events = append(events, HTTPRequest{URL: s, Grants: []string{s, s}, UserAgent: s, Error: s, Method: s})
 	}
