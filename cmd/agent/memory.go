@@ -94,7 +94,7 @@ func newProgramPages() programPages {
 	if err != nil {
 		return nil
 	}
-	defer program.Close()
+	defer func() { _ = program.Close() }() // it was only read
 	if program.Type != elf.ET_EXEC {
 		return nil // it is not where its file says, and was written to for that
 	}
