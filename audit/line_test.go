@@ -31,7 +31,7 @@ func TestPlainRequest(t *testing.T) {
 		strings.Replace(`{"seq":7,`+plainHeader+`}`, `r"`, `\u0072"`, 1):               false,
 		strings.Replace(`{"seq":7,`+plainHeader+`}`, `http.request`, `lost`, 1):        false,
 	} {
-		h, ok := plainRequest([]byte(line))
+		h, ok := plainRequest([]byte(line), &Report{Run: "r"})
 		if ok != plain {
 			t.Errorf("%s: plain %v", line, ok)
 		}
@@ -42,7 +42,7 @@ func TestPlainRequest(t *testing.T) {
 		if ok && h != want {
 			t.Errorf("%s: %+v, want %+v", line, h, want)
 		}
-		if got, _, err := parseLine([]byte(line)); err != nil || got != want {
+		if got, _, err := new(Report).parse([]byte(line)); err != nil || got != want {
 			t.Errorf("%s: %+v, %v; want %+v", line, got, err, want)
 		}
 	}
@@ -56,7 +56,7 @@ func TestRequestsAreWrittenPlainly(t *testing.T) {
 		if err := e.encode(&chain{run: "run-1", lines: 1 << 40}, time.Now(), request); err != nil {
 			t.Fatal(err)
 		}
-		h, ok := plainRequest(e.lines)
+		h, ok := plainRequest(e.lines, &Report{SHA256: genesis})
 		if !ok || h.Run != "run-1" || h.Seq != 1<<40 || h.Prev != genesis {
 			t.Errorf("%s: %+v, %v", e.lines, h, ok)
 		}
@@ -73,7 +73,7 @@ func FuzzPlainRequest(f *testing.F) {
 		f.Add(`{"seq":7,` + plainHeader + more + `}`)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
-		h, ok := plainRequest([]byte(line))
+		h, ok := plainRequest([]byte(line), &Report{Run: "r"})
 		if !ok {
 			return
 		}

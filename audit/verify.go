@@ -130,7 +130,7 @@ type verifier struct {
 func (v *verifier) line(line []byte) (Header, bool) {
 	r := v.report
 	number := r.Lines + 1
-	h, counted, err := parseLine(line)
+	h, counted, err := r.parse(line)
 	switch {
 	case err != nil:
 		r.changed("line %d is no event: %v", number, err)
@@ -164,10 +164,10 @@ func (v *verifier) line(line []byte) (Header, bool) {
 	return h, err == nil
 }
 
-// parseLine reads of a line what is verified.
-func parseLine(line []byte) (Header, countable, error) {
+// parse reads of a line what is verified.
+func (r *Report) parse(line []byte) (Header, countable, error) {
 	// Most lines are of requests, of which that is the header alone.
-	if h, ok := plainRequest(line); ok {
+	if h, ok := plainRequest(line, r); ok {
 		return h, countable{}, nil
 	}
 	var e struct {
