@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 )
@@ -22,7 +23,7 @@ func TestAGroupThatCannotBeWritten(t *testing.T) {
 	}
 	<-j.Failed()
 	for _, e := range []Event{HTTPRequest{}, FlowOpen{}} {
-		if err := j.Append(e); err == nil || err != j.Err() {
+		if err := j.Append(e); err == nil || !errors.Is(err, j.Err()) {
 			t.Errorf("%s: %v, want %v", e.Type(), err, j.Err())
 		}
 	}

@@ -37,6 +37,7 @@ type flow struct {
 
 	mu       sync.Mutex
 	outgoing *upstreamConn // that its request of HTTP/1 is on
+	client   *h2Client     // nil: it does not speak HTTP/2
 	gone     bool          // the client is, or the proxy ends
 
 	full        bool        // there are too many, it is reset

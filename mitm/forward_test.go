@@ -149,15 +149,6 @@ func TestRequestsThatWouldBecomeOthersAreRefused(t *testing.T) {
 			t.Errorf("%q: recorded %+v", message, refused)
 		}
 	}
-	// The library of HTTP/2 would send its brackets escaped.
-	b.sendHTTP2(t, []hpack.HeaderField{
-		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "//a/<b>"}, {Name: ":authority", Value: "www.example.com"},
-	})
-	b.settle(t)
-	refused := events[audit.Refused](b.recorder)
-	if len(refused) != 1 || refused[0].Reason != "malformed" || len(events[audit.HTTPRequest](b.recorder)) > 0 {
-		t.Errorf("//a/<b> over HTTP/2: recorded %+v", refused)
-	}
 }
 
 // What is found to be malformed when its head is at the upstream is in the record as a

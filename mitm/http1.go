@@ -75,7 +75,7 @@ func (f *flow) serveHTTP1(ctx context.Context, conn closeWriter, ahead *bufio.Re
 	}
 	switch end {
 	case handedOver:
-		f.proxy.handover.give(&bufferedConn{closeWriter: conn, reader: c.in, flow: f})
+		f.serveHTTP2(ctx, conn, c.in)
 		return
 	case lingers:
 		c.linger()

@@ -1,299 +1,282 @@
 package mitm
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/http/httptrace"
-	"net/http/httputil"
-	"net/url"
-	"strconv"
+	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"agentops/mitm/policy"
 
-	"github.com/sirupsen/logrus"
+	"golang.org/x/net/http2/hpack"
 )
 
-type flowKey struct{}
+// h2Client is a client's connection of HTTP/2. Who reads it judges every request and
+// sends it on; who reads the upstream's sends the response back.
+type h2Client struct {
+	ctx  context.Context
+	flow *flow
+	link *link
+}
 
-// flowOf is the flow that a request came on.
-func flowOf(ctx context.Context) *flow { return ctx.Value(flowKey{}).(*flow) }
-
-// newHTTP2Server serves HTTP/2, over TLS and by prior knowledge.
-func newHTTP2Server(p *Proxy) *http.Server {
-	s := &http.Server{
-		Handler:           p.handler(),
-		ReadHeaderTimeout: p.config.Limits.HeaderTimeout,
-		IdleTimeout:       p.config.Limits.IdleTimeout,
-		MaxHeaderBytes:    2 * p.config.Limits.HeaderBytes, // the limit is tooLong's, which is recorded
-		// OPTIONS * is for the upstream to answer.
-		DisableGeneralOptionsHandler: true,
-		Protocols:                    new(http.Protocols),
-		ErrorLog:                     log.New(debugWriter{p.config.Log}, "", 0),
-		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			var f *flow
-			switch conn := conn.(type) {
-			case *tls.Conn:
-				f = conn.NetConn().(*helloConn).flow
-			case *bufferedConn:
-				f = conn.flow
-			}
-			return context.WithValue(ctx, flowKey{}, f)
-		},
+// serveHTTP2 serves the connection of a client that speaks HTTP/2. ahead has what was
+// read of it already, if anything.
+func (f *flow) serveHTTP2(ctx context.Context, conn closeWriter, ahead *bufio.Reader) {
+	c := &h2Client{ctx: ctx, flow: f}
+	c.link = newLink(f.proxy, conn, f.conn.socket, f.proxy.config.Limits.HeaderBytes)
+	c.link.end = c
+	if ahead != nil {
+		read, _ := ahead.Peek(ahead.Buffered())
+		c.link.ahead = bytes.Clone(read)
+		f.proxy.buffers.putReader(ahead)
 	}
-	s.Protocols.SetHTTP2(true)
-	s.Protocols.SetUnencryptedHTTP2(true)
-	return s
-}
-
-// debugWriter passes what net/http has to say of broken clients to the log.
-type debugWriter struct{ log logrus.FieldLogger }
-
-func (w debugWriter) Write(p []byte) (int, error) {
-	w.log.Debug(strings.TrimSpace(string(p)))
-	return len(p), nil
-}
-
-// stream is one exchange of HTTP/2.
-type stream struct {
-	exchange
-	upstream       atomic.Value // string: ADDRESS:PORT
-	sent, received atomic.Int64
-	streamed       bool // nobody knows how long the response is
-	empty          bool // the response has no body
-}
-
-type streamKey struct{}
-
-func streamOf(ctx context.Context) *stream { return ctx.Value(streamKey{}).(*stream) }
-
-// handler judges every request and relays those that are allowed.
-func (p *Proxy) handler() http.Handler {
-	relay := &httputil.ReverseProxy{
-		Rewrite:        rewrite,
-		Transport:      roundTripper{p.upstreams},
-		FlushInterval:  -1, // every read is written at once
-		ModifyResponse: countResponse,
-		ErrorHandler:   upstreamError,
-		ErrorLog:       log.New(debugWriter{p.config.Log}, "", 0),
+	f.mu.Lock()
+	f.client = c
+	f.mu.Unlock()
+	err := c.serve(conn) // there is always one
+	for _, h := range c.link.all() {
+		h.stream.cancel(errClientGone)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		x := &stream{exchange: exchange{flow: flowOf(r.Context()), request: headOf(r), protocol: r.Proto, began: time.Now()}}
-		p.open.Add(1) // its record may come after its flow's
-		defer p.open.Done()
-		refused := x.identify()
-		if refused == nil {
-			refused = respelled(r)
+	if !isClosed(err) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		f.fail(err)
+	}
+	_ = conn.Close()
+	if c.link.in != nil {
+		f.proxy.buffers.putReader(c.link.in)
+	}
+}
+
+func (c *h2Client) serve(conn closeWriter) error {
+	l, limits := c.link, &c.flow.proxy.config.Limits
+	l.out = appendSettings(l.out, settingStreams, maxStreams, settingWindow, streamWindow, settingHeaderList, uint32(2*limits.HeaderBytes)) // the limit is ours to refuse, with words
+	l.out = appendWindow(l.out, 0, linkWindow-defaultWindow)
+	l.flush()
+	err := conn.SetReadDeadline(time.Now().Add(limits.HeaderTimeout))
+	if err == nil {
+		err = c.begin()
+	}
+	if err == nil {
+		err = conn.SetReadDeadline(time.Time{})
+	}
+	if err == nil {
+		err = l.serve()
+	}
+	if e, ok := errors.AsType[*connectionError](err); ok {
+		// An error is the journal's own, which ends the run.
+		_, _ = c.flow.malformed(malform(e.Error()))
+		l.sayGoAway(e.code)
+		if conn.CloseWrite() == nil && conn.SetReadDeadline(time.Now().Add(c.flow.proxy.limits.linger)) == nil {
+			_, _ = io.CopyN(io.Discard, conn, c.flow.proxy.limits.drained)
 		}
-		if refused == nil {
-			refused = x.tooLong()
+	}
+	return err
+}
+
+// begin reads the preface and the first settings (RFC 9113, section 3.4).
+func (c *h2Client) begin() error {
+	l := c.link
+	if l.in == nil {
+		l.in = l.proxy.buffers.reader(l)
+	}
+	p, err := l.in.Peek(len(preface))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(p, []byte(preface)) {
+		return &connectionError{codeProtocol, "the preface of HTTP/2 is missing"}
+	}
+	_, _ = l.in.Discard(len(preface))
+	if p, err = l.in.Peek(frameHead); err != nil {
+		return err
+	}
+	if f := parseFrame(p); f.kind != frameSettings || f.has(flagAck) {
+		return &connectionError{codeProtocol, "the first frame is not SETTINGS"}
+	}
+	return nil
+}
+
+// headers implements end.
+func (c *h2Client) headers(l *link, id uint32, h *half, endStream, tooLong bool) error {
+	if h != nil {
+		err := checkTrailer(l.fields)
+		if err == nil && (!endStream || tooLong) {
+			err = malform("a trailer that is not the end, or too long")
 		}
-		if refused != nil {
-			p, err := x.refused(refused)
-			x.answer(w, p, err)
+		if err != nil {
+			return c.broken(l, id, h, &connectionError{codeProtocol, err.Error()})
+		}
+		return h.stream.trail(l, h, l.fields)
+	}
+	if id%2 == 0 {
+		return &connectionError{codeProtocol, fmt.Sprintf("the client begins stream %d", id)}
+	}
+	f := c.flow
+	s := &stream{whole: endStream, length: noLength, resLength: noLength}
+	s.toClient = half{stream: s, link: l, id: id, inflow: streamWindow, ahead: streamWindow, received: endStream}
+	l.mu.Lock()
+	begun, many := id <= l.last, len(l.halves) >= maxStreams
+	if !begun {
+		l.last = id
+	}
+	if !begun && !many {
+		s.toClient.window = l.initial
+		l.halves[id] = &s.toClient
+		f.proxy.open.Add(1) // its record may come after its flow's
+	}
+	l.mu.Unlock()
+	switch {
+	case begun:
+		return &connectionError{codeStreamClosed, fmt.Sprintf("a head on stream %d, which is over", id)}
+	case many:
+		l.reset(id, codeRefused)
+		return nil
+	}
+	s.exchange = exchange{flow: f, request: &s.head, protocol: "HTTP/2.0", began: time.Now()}
+	s.host = f.host()
+	wrong := s.head.parseHeaders(l.fields)
+	if s.length = s.head.length; wrong == nil && endStream && s.length > 0 {
+		wrong = malform("a body that is not as long as its Content-Length")
+	}
+	switch {
+	case tooLong:
+		s.url = s.makeURL()
+		return c.answer(s, &refusal{reason: policy.Malformed, status: http.StatusRequestHeaderFieldsTooLarge, detail: fmt.Sprintf("a head of more than %d bytes", l.most)})
+	case wrong != nil:
+		s.head = head{}
+		return c.broken(l, id, &s.toClient, &connectionError{codeProtocol, wrong.Error()})
+	}
+	if refused := s.identify(); refused != nil {
+		return c.answer(s, refused)
+	}
+	if f.opened("http") != nil {
+		return net.ErrClosed
+	}
+	c.connect(s, false)
+	return nil
+}
+
+// answer tells the client what is refused.
+func (c *h2Client) answer(s *stream, r *refusal) error {
+	s.answer(s.refused(r))
+	return nil
+}
+
+// connect sends a request to its upstream; again: not by who reads the client.
+func (c *h2Client) connect(s *stream, again bool) {
+	if err := c.flow.unreachable; err != nil {
+		s.answer(s.failed(err))
+		return
+	}
+	waits := c.link
+	if again {
+		waits = nil
+	}
+	for {
+		up, err := c.flow.proxy.upstreams.take(c.ctx, c.flow, s.endpoint(), waits)
+		switch {
+		case errors.Is(err, errOnlyHTTP1):
+			s.fail(err, codeHTTP1, false)
+			return
+		case err != nil:
+			s.answer(s.failed(err))
 			return
 		}
-		if x.flow.opened("http") != nil {
-			panic(http.ErrAbortHandler)
-		}
-		defer x.finish(r)
-		if r.Trailer == nil && r.ContentLength < 0 {
-			r.Trailer = make(http.Header) // for one that was not announced
-		}
-		ctx := context.WithValue(r.Context(), streamKey{}, x)
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-			GotConn: func(info httptrace.GotConnInfo) { x.upstream.Store(info.Conn.RemoteAddr().String()) },
-		})
-		r = r.WithContext(ctx) // net/http looks at the body of its own
-		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &countedBody{ReadCloser: r.Body, count: &x.sent}
-		}
-		relay.ServeHTTP(&answer{w, x}, r)
-	})
-}
-
-// headOf is what a request says to us.
-func headOf(r *http.Request) *head {
-	h := &head{method: r.Method, target: r.RequestURI, authority: r.Host}
-	if !strings.HasPrefix(h.target, "/") {
-		h.target = r.URL.RequestURI() // absolute-form, or "*"
-	}
-	for name, values := range r.Header {
-		for _, value := range values {
-			h.fields = append(h.fields, field{fieldKind(name), name, value})
+		if first, ok := up.open(s, s.outgoingHead()); ok {
+			if s.over.Load() { // its client has gone meanwhile
+				h := s.outgoing()
+				h.link.reset(h.id, codeCancel)
+				h.link.forget(h)
+			}
+			if again {
+				up.link.flush()
+			} else {
+				c.link.touch(up.link, first)
+			}
+			return
 		}
 	}
-	return h
 }
 
-// tooLong refuses a head beyond the limit, which is on its length in HTTP/1's form.
-func (x *stream) tooLong() *refusal {
-	h, most := x.request, x.flow.proxy.config.Limits.HeaderBytes
-	n := len(h.method) + len(h.target) + len(h.authority)
-	for _, f := range h.fields {
-		n += len(f.name) + len(": \r\n") + len(f.value)
+// outgoingHead is the head as it came, but for what is of one connection only, and the
+// host, which is said once.
+func (s *stream) outgoingHead() []hpack.HeaderField {
+	h, grants := s.request, s.putGrants()
+	authority, scheme := h.authority, "http"
+	if authority == "" {
+		authority = s.address()
 	}
-	if n <= most {
-		return nil
-	}
-	return &refusal{reason: policy.Malformed, status: http.StatusRequestHeaderFieldsTooLarge, detail: fmt.Sprintf("a head of more than %d bytes", most)}
-}
-
-// respelled refuses what the library would send in another spelling: see rewrite.
-func respelled(r *http.Request) *refusal {
-	path, _, _ := strings.Cut(r.RequestURI, "?")
-	if strings.HasPrefix(path, "//") && path != r.URL.EscapedPath() {
-		return &refusal{reason: policy.Malformed, detail: "the path begins with two slashes, and has characters in it that are to be escaped"}
-	}
-	return nil
-}
-
-// rewrite makes the request for the upstream: the client's own, to where the flow
-// goes. The path goes out as it was written, since signatures are over its bytes.
-func rewrite(pr *httputil.ProxyRequest) {
-	x := streamOf(pr.In.Context())
-	out := pr.Out
-	out.Host = pr.In.Host
-	scheme := "http"
-	if x.flow.tls {
+	if s.flow.tls {
 		scheme = "https"
 	}
-	out.URL = &url.URL{
-		Scheme:   scheme,
-		Host:     joinAddress(x.host, x.flow.destination.Port()),
-		Path:     pr.In.URL.Path,
-		RawPath:  pr.In.URL.RawPath,
-		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,
-	}
-	if path, _, _ := strings.Cut(x.request.target, "?"); !strings.HasPrefix(path, "//") {
-		out.URL.Opaque = path
-	}
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if values, ok := pr.In.Header[name]; ok {
-			out.Header[name] = values // the library takes them off
+	fields := make([]hpack.HeaderField, 0, len(h.fields)+4+len(grants))
+	fields = append(fields, hpack.HeaderField{Name: ":method", Value: h.method}, hpack.HeaderField{Name: ":scheme", Value: scheme},
+		hpack.HeaderField{Name: ":authority", Value: authority}, hpack.HeaderField{Name: ":path", Value: h.target})
+fields:
+	for i := range h.fields {
+		f := &h.fields[i]
+		if f.kind == hostField || f.kind == hopField {
+			continue
 		}
-	}
-	for _, g := range x.putGrants() {
-		for name := range out.Header {
-			if g.covers(name) {
-				delete(out.Header, name)
+		for g := range grants {
+			if grants[g].covers(f.name) {
+				continue fields
 			}
 		}
-		out.Header[g.Header] = []string{g.Value()}
+		fields = append(fields, hpack.HeaderField{Name: f.name, Value: f.value})
 	}
-	out.Trailer = pr.In.Trailer // whose values come behind the body
+	for _, g := range grants {
+		fields = append(fields, hpack.HeaderField{Name: strings.ToLower(g.Header), Value: g.Value(), Sensitive: true})
+	}
+	return fields
 }
 
-type roundTripper struct{ upstreams *upstreams }
+// reset implements end.
+func (c *h2Client) reset(h *half, _ errorCode) { h.stream.cancel(errClientGone) }
 
-func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
-	x := streamOf(r.Context())
-	if x.flow.unreachable != nil {
-		return nil, x.flow.unreachable
-	}
-	if x.flow.tls {
-		return t.upstreams.http2.RoundTrip(r)
-	}
-	return t.upstreams.h2c.RoundTrip(r)
-}
+// settled implements end.
+func (c *h2Client) settled(*link) {}
 
-func countResponse(res *http.Response) error {
-	x := streamOf(res.Request.Context())
-	x.status, x.streamed, x.empty = res.StatusCode, res.ContentLength < 0, res.ContentLength == 0
-	if res.StatusCode == http.StatusSwitchingProtocols {
-		return errors.New("the upstream switches to another protocol, and was not asked to")
-	}
-	res.Body = &countedBody{res.Body, &x.received}
-	return nil
-}
+// goAway implements end: the client begins no stream any more, which it does not have to say.
+func (c *h2Client) goAway(*link, uint32, errorCode) {}
 
-// upstreamError answers a request whose upstream could not be had.
-func upstreamError(w http.ResponseWriter, r *http.Request, err error) {
-	x := streamOf(r.Context())
-	if _, refused := errors.AsType[*GuardError](err); !refused && r.Context().Err() != nil {
-		x.err = err
-		panic(http.ErrAbortHandler) // the client is gone
-	}
-	p, err := x.failed(err)
-	x.answer(w, p, err)
-}
-
-// answer sends a problem, unless what is to be recorded of it could not be.
-func (x *stream) answer(w http.ResponseWriter, p problem, unrecorded error) {
-	kind, text, err := x.document(p)
-	if unrecorded != nil || err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
-	w.WriteHeader(p.Status)
-	// A client that does not listen has its answer in the journal.
-	_, _ = w.Write(text)
-}
-
-// finish writes the record.
-func (x *stream) finish(r *http.Request) {
-	x.exchange.upstream, _ = x.upstream.Load().(string)
-	x.exchange.sent, x.exchange.received = x.sent.Load(), x.received.Load()
-	if x.err == nil && r.Context().Err() != nil {
-		x.err = errClientGone
-	}
-	if x.record() != nil {
-		panic(http.ErrAbortHandler)
-	}
-}
-
-// answer is a response on its way to the client.
-type answer struct {
-	http.ResponseWriter
-	stream *stream
-}
-
-// Unwrap is for http.ResponseController.
-func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
-
-// WriteHeader implements http.ResponseWriter. Absent headers stay absent, and the
-// client has the head of a stream before there is something in it.
-func (a *answer) WriteHeader(status int) {
-	if status >= 200 {
-		for _, name := range []string{"Date", "Content-Type"} {
-			if a.Header()[name] == nil {
-				a.Header()[name] = nil
-			}
+// broken implements end: what is malformed goes nowhere, or no further, and is recorded.
+func (c *h2Client) broken(l *link, id uint32, h *half, e *connectionError) error {
+	m := malform(e.Error())
+	_, err := c.flow.malformed(m)
+	l.reset(id, e.code)
+	if h != nil {
+		s := h.stream
+		s.mu.Lock()
+		if s.status == 0 {
+			s.status = m.status
 		}
+		s.mu.Unlock()
+		s.cancel(fmt.Errorf("%w: %w", errRefused, m))
 	}
-	a.ResponseWriter.WriteHeader(status)
-	if a.stream.streamed && status >= 200 {
-		_ = http.NewResponseController(a.ResponseWriter).Flush() // is seen by the next write
+	return err
+}
+
+// sleepy ends a connection that was idle for too long.
+func (c *h2Client) sleepy(now time.Time, most time.Duration) {
+	l := c.link
+	l.mu.Lock()
+	idle := len(l.halves) == 0 && now.Sub(l.idle) > most
+	l.mu.Unlock()
+	if idle {
+		l.sayGoAway(codeNone)
+		_ = l.conn.SetReadDeadline(past)
 	}
 }
 
-// FlushError implements what http.ResponseController looks for. The head of an
-// answer without a body is its end, in one frame of HTTP/2: clients of gRPC take
-// one with an empty body behind it for broken.
-func (a *answer) FlushError() error {
-	if a.stream.empty {
-		return nil
-	}
-	return http.NewResponseController(a.ResponseWriter).Flush()
-}
-
-// countedBody counts what is read of a body.
-type countedBody struct {
-	io.ReadCloser
-	count *atomic.Int64
-}
-
-func (b *countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.count.Add(int64(n))
-	return n, err
+func (f *flow) http2() *h2Client {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.client
 }

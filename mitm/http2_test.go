@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,8 +73,8 @@ func (f *frames) request(stream uint32, fields ...string) string {
 	}
 }
 
-// What the library takes for malformed goes nowhere, and ends as docs/policy.md
-// says; a request behind it is served.
+// What is malformed goes nowhere, ends with its stream, and is recorded; a request
+// behind it is served.
 func TestMalformedStreamsGoNowhere(t *testing.T) {
 	b := newBench(t, benchConfig{upstream: upstream(t, true, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/good" {
@@ -103,20 +104,24 @@ func TestMalformedStreamsGoNowhere(t *testing.T) {
 		{[]string{":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "bad"}, reset},
 		{[]string{":method", "CONNECT", ":scheme", "https", ":authority", "www.example.com", ":path", "/bad"}, reset},
 		{[]string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "www.example.com", ":path", "/bad"}, reset},
-		{pseudo("connection", "close"), "400"},
-		{pseudo("keep-alive", "a"), "400"},
-		{pseudo("proxy-connection", "a"), "400"},
-		{pseudo("transfer-encoding", "chunked"), "400"},
-		{pseudo("upgrade", "websocket"), "400"},
-		{pseudo("te", "gzip"), "400"},
+		{pseudo("connection", "close"), reset},
+		{pseudo("keep-alive", "a"), reset},
+		{pseudo("proxy-connection", "a"), reset},
+		{pseudo("transfer-encoding", "chunked"), reset},
+		{pseudo("upgrade", "websocket"), reset},
+		{pseudo("te", "gzip"), reset},
 	} {
 		t.Run(fmt.Sprintf("%q", c.fields), func(t *testing.T) {
+			before := len(events[audit.Refused](b.recorder))
 			f := newFrames(t, b)
 			if got := f.request(1, c.fields...); got != c.want {
 				t.Errorf("it ends with %s, want %s", got, c.want)
 			}
 			if got := f.request(3, ":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "/good"); got != "200" {
 				t.Errorf("the next ends with %s", got)
+			}
+			if refused := events[audit.Refused](b.recorder)[before:]; len(refused) != 1 || refused[0].Reason != "malformed" || !strings.HasPrefix(refused[0].Detail, "HTTP/2: ") {
+				t.Errorf("recorded %+v", refused)
 			}
 		})
 	}

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -53,8 +52,6 @@ type Config struct {
 type Proxy struct {
 	config    Config
 	upstreams *upstreams
-	http2     *http.Server
-	handover  *handover // connections that speak HTTP/2, on their way to http2
 	limits    limits
 	buffers   buffers
 	ticketKey [32]byte // seals the sessions that clients may resume
@@ -78,13 +75,11 @@ func New(config Config) *Proxy {
 	p := &Proxy{
 		config:    config,
 		limits:    defaultLimits,
-		handover:  newHandover(),
 		flows:     make(map[*flow]struct{}),
 		datagrams: sync.Pool{New: func() any { return new([maxDatagram]byte) }},
 	}
 	rand.Read(p.ticketKey[:]) // never fails
 	p.upstreams = newUpstreams(p)
-	p.http2 = newHTTP2Server(p)
 	return p
 }
 
@@ -92,12 +87,7 @@ func New(config Config) *Proxy {
 // once each has its record. It may be called for several listeners at once.
 func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepting, serving sync.WaitGroup
-	errs := make(chan error, len(listeners)+1)
-	serving.Go(func() {
-		if err := p.http2.Serve(p.handover); !errors.Is(err, http.ErrServerClosed) {
-			errs <- fmt.Errorf("serve HTTP/2: %w", err)
-		}
-	})
+	errs := make(chan error, len(listeners))
 	watching, stopWatching := context.WithCancel(ctx)
 	serving.Go(func() { p.watch(watching) })
 	for _, listener := range listeners {
@@ -120,7 +110,6 @@ func (p *Proxy) Serve(ctx context.Context, listeners ...net.Listener) error {
 	p.cutAll()
 	p.open.Wait()
 	stopWatching()
-	err = errors.Join(err, p.http2.Close())
 	serving.Wait()
 	p.upstreams.close()
 	return err
@@ -232,41 +221,6 @@ func (p *Proxy) cutAll() {
 
 // Accepted is how many connections were taken so far.
 func (p *Proxy) Accepted() uint64 { return p.accepted.Load() }
-
-// handover is a net.Listener that is fed by hand.
-type handover struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHandover() *handover {
-	return &handover{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (h *handover) give(conn net.Conn) {
-	select {
-	case h.conns <- conn:
-	case <-h.done:
-		conn.Close()
-	}
-}
-
-func (h *handover) Accept() (net.Conn, error) {
-	select {
-	case conn := <-h.conns:
-		return conn, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *handover) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }
 
 func addrPort(addr net.Addr) netip.AddrPort {
 	ap := addr.(*net.TCPAddr).AddrPort()

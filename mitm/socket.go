@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"unsafe"
 )
@@ -23,6 +24,7 @@ type socket struct {
 	tcpConn
 	raw     syscall.RawConn
 	in, out transfer
+	held    *held // nil: a write waits until the kernel has taken all
 }
 
 func newSocket(conn tcpConn) (*socket, error) {
@@ -65,11 +67,18 @@ func (s *socket) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (s *socket) Write(p []byte) (int, error) {
+	if s.held != nil && s.held.keep(p) {
+		return len(p), nil
+	}
 	s.out.p, s.out.n, s.out.err = p, 0, nil
 	err := s.raw.Write(s.out.attempt)
 	s.out.p = nil
 	if err == nil && s.out.err != nil {
 		err = s.failed("write", s.out.err)
+	}
+	if err == nil && s.out.n < len(p) {
+		s.held.begin(s, p[s.out.n:])
+		return len(p), nil
 	}
 	return s.out.n, err
 }
@@ -98,7 +107,7 @@ func (t *transfer) write(fd uintptr) bool {
 	for t.n < len(t.p) {
 		n, errno := call(syscall.SYS_WRITE, fd, t.p[t.n:])
 		if errno == syscall.EAGAIN {
-			return false
+			return t.look
 		}
 		if errno != 0 {
 			t.err = errno
@@ -115,6 +124,64 @@ func call(number, fd uintptr, p []byte) (int, syscall.Errno) {
 		n, _, errno := syscall.RawSyscall(number, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 		if errno != syscall.EINTR {
 			return int(n), errno
+		}
+	}
+}
+
+// held is what was written to a socket and the kernel has not taken yet.
+type held struct {
+	drained func() // is called each time that there is nothing more
+	mu      sync.Mutex
+	p       []byte
+	busy    bool
+}
+
+// hold lets no write wait any more: see held. What is written may fail unseen then;
+// who reads learns of it.
+func (s *socket) hold(drained func()) {
+	s.held = &held{drained: drained}
+	s.out.look = true
+}
+
+// holding reports whether something is held.
+func (s *socket) holding() bool {
+	s.held.mu.Lock()
+	defer s.held.mu.Unlock()
+	return s.held.busy
+}
+
+// keep takes what comes behind something that is held.
+func (h *held) keep(p []byte) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.busy {
+		h.p = append(h.p, p...)
+	}
+	return h.busy
+}
+
+// begin takes the rest of a write, which goes out when the kernel takes it.
+func (h *held) begin(s *socket, p []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.p, h.busy = append(h.p, p...), true
+	go h.drain(s)
+}
+
+func (h *held) drain(s *socket) {
+	t := transfer{}
+	for {
+		h.mu.Lock()
+		t.p, t.n, h.p = h.p, 0, nil
+		if h.busy = len(t.p) > 0; !h.busy {
+			h.mu.Unlock()
+			h.drained()
+			return
+		}
+		h.mu.Unlock()
+		if err := s.raw.Write(t.write); err != nil || t.err != nil {
+			_ = s.Close() // who reads learns of it
+			return
 		}
 	}
 }

@@ -68,7 +68,7 @@ func (f *flow) serveTLS(ctx context.Context, conn *bufferedConn) {
 	case alpnHTTP1:
 		go f.serveHTTP1(ctx, client, nil)
 	case alpnHTTP2:
-		f.proxy.handover.give(client)
+		go f.serveHTTP2(ctx, client, nil)
 	default:
 		go f.route(ctx, newBufferedConn(client, f), dial)
 	}

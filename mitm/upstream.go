@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -23,14 +22,16 @@ const (
 // upstreams keeps the connections to the outside: HTTP goes out as it came in. Those
 // of HTTP/1 are in idle.go.
 type upstreams struct {
-	proxy      *Proxy
-	http2, h2c *http.Transport // h2c: by prior knowledge, without TLS
-	sessions   tls.ClientSessionCache
-	idle       idle
+	proxy    *Proxy
+	sessions tls.ClientSessionCache
+	idle     idle
+	serving  sync.WaitGroup // connections of HTTP/2
 
-	mu    sync.Mutex
-	spoke map[string][]string    // by host:port: the ALPN protocols of an upstream
-	ready map[string][]*tls.Conn // by host:port: connected to learn that, unused
+	mu      sync.Mutex
+	shared  map[endpoint][]*h2Upstream // of HTTP/2, that take requests
+	dialing map[endpoint]chan struct{} // is closed when there is one more, or none
+	spoke   map[string][]string        // by host:port: the ALPN protocols of an upstream
+	ready   map[string][]*tls.Conn     // by host:port: connected to learn that, unused
 	// by host:port: until when the certificate need not be seen again
 	verified     map[string]time.Time
 	certificates map[string]bool // by host:port: who has asked for a client's
@@ -40,38 +41,8 @@ func newUpstreams(p *Proxy) *upstreams {
 	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn),
 		verified: make(map[string]time.Time), certificates: make(map[string]bool), sessions: tls.NewLRUClientSessionCache(maxSessions)}
 	u.idle.conns, u.idle.most = make(map[endpoint][]*upstreamConn), min(upstreamIdle, p.config.Limits.IdleTimeout)
-	u.http2 = u.transport(func(s *http.Protocols) { s.SetHTTP1(true); s.SetHTTP2(true) }, alpnHTTP2, alpnHTTP1)
-	u.h2c = u.transport(func(s *http.Protocols) { s.SetUnencryptedHTTP2(true) })
+	u.shared, u.dialing = make(map[endpoint][]*h2Upstream), make(map[endpoint]chan struct{})
 	return u
-}
-
-func (u *upstreams) transport(speak func(*http.Protocols), alpn ...string) *http.Transport {
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			host, port, err := splitAddress(address)
-			if err != nil {
-				return nil, err
-			}
-			return u.proxy.config.Dialer.Dial(ctx, host, port)
-		},
-		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			if conn := u.takeReady(address, alpn); conn != nil {
-				return conn, nil
-			}
-			host, _, err := splitAddress(address)
-			if err != nil {
-				return nil, err
-			}
-			return u.dialTLS(ctx, flowOf(ctx), host, alpn)
-		},
-		Protocols:             new(http.Protocols),
-		DisableCompression:    true, // bodies pass as they are
-		MaxIdleConnsPerHost:   maxIdle,
-		IdleConnTimeout:       u.idle.most,
-		ExpectContinueTimeout: time.Second,
-	}
-	speak(t.Protocols)
-	return t
 }
 
 // protocols are those of h2 and http/1.1 that the flow's upstream speaks. The
@@ -243,9 +214,14 @@ func (u *upstreams) verify(ctx context.Context, f *flow, alpn []string) error {
 // close lets go of all idle connections.
 func (u *upstreams) close() {
 	u.idle.close()
-	for _, t := range []*http.Transport{u.http2, u.h2c} {
-		t.CloseIdleConnections()
+	u.mu.Lock()
+	for _, ups := range u.shared {
+		for _, up := range ups {
+			_ = up.link.conn.Close()
+		}
 	}
+	u.mu.Unlock()
+	u.serving.Wait()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for address, conns := range u.ready {

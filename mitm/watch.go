@@ -22,6 +22,8 @@ func (p *Proxy) watch(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			p.upstreams.idle.sweep(now)
+			p.upstreams.sweepShared(now)
+			p.sweepClients(now)
 		}
 		for _, f := range p.waiting() {
 			if f.clientIsGone() {
@@ -57,4 +59,19 @@ func (f *flow) clientIsGone() bool {
 		gone = err != nil || info.State == closed
 	})
 	return gone || err != nil
+}
+
+// sweepClients ends the clients of HTTP/2 that have asked nothing for too long.
+func (p *Proxy) sweepClients(now time.Time) {
+	p.mu.Lock()
+	var clients []*h2Client
+	for f := range p.flows {
+		if c := f.http2(); c != nil {
+			clients = append(clients, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range clients {
+		c.sleepy(now, p.config.Limits.IdleTimeout)
+	}
 }

@@ -1,0 +1,293 @@
+package mitm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// errOnlyHTTP1 is the end of a request of HTTP/2 whose upstream has begun to speak
+// HTTP/1.1 alone. The client may come again by that.
+var errOnlyHTTP1 = errors.New("the upstream does not speak HTTP/2 any more")
+
+// h2Upstream is a connection of HTTP/2 to an upstream. All clients of the run share it.
+type h2Upstream struct {
+	upstreams *upstreams
+	link      *link
+	to        endpoint
+	address   string // ADDRESS:PORT
+	served    bool   // a request was answered on it; guarded by link.mu
+}
+
+// take returns a connection that has room for a stream. waits is the link whose reader
+// does, if one does; what that has to write goes out before.
+func (u *upstreams) take(ctx context.Context, f *flow, to endpoint, waits *link) (*h2Upstream, error) {
+	for {
+		u.mu.Lock()
+		for _, up := range u.shared[to] {
+			if up.hasRoom() {
+				u.mu.Unlock()
+				return up, nil
+			}
+		}
+		dialing := u.dialing[to]
+		if dialing == nil {
+			break
+		}
+		u.mu.Unlock()
+		select {
+		case <-dialing:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	done := make(chan struct{})
+	u.dialing[to] = done
+	u.mu.Unlock()
+	if waits != nil {
+		waits.flushTouched()
+	}
+	up, err := u.dialHTTP2(ctx, f, to)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.dialing, to)
+	close(done)
+	if err != nil {
+		return nil, err
+	}
+	u.shared[to] = append(u.shared[to], up)
+	u.serving.Go(up.serve)
+	return up, nil
+}
+
+func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Upstream, error) {
+	up := &h2Upstream{upstreams: u, to: to}
+	if !to.tls {
+		raw, err := u.proxy.config.Dialer.Dial(ctx, to.host, to.port)
+		if err != nil {
+			return nil, err
+		}
+		under, err := newSocket(raw.(tcpConn))
+		if err != nil {
+			return nil, err
+		}
+		up.link = newLink(u.proxy, under, under, maxResponse)
+	} else {
+		address := joinAddress(to.host, to.port)
+		conn := u.takeReady(address, []string{alpnHTTP2})
+		if conn == nil {
+			var err error
+			if conn, err = u.dialTLS(ctx, f, to.host, []string{alpnHTTP2, alpnHTTP1}); err != nil {
+				return nil, err
+			}
+		}
+		if conn.ConnectionState().NegotiatedProtocol != alpnHTTP2 {
+			_ = conn.Close()
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			remember(u.spoke, address, []string{alpnHTTP1})
+			return nil, errOnlyHTTP1
+		}
+		up.link = newLink(u.proxy, conn, conn.NetConn().(*socket), maxResponse)
+	}
+	l := up.link
+	up.address = l.conn.RemoteAddr().String()
+	l.end = up
+	l.out = append(l.out, preface...)
+	l.out = appendSettings(l.out, settingPush, 0, settingWindow, streamWindow, settingHeaderList, maxResponse)
+	l.out = appendWindow(l.out, 0, linkWindow-defaultWindow)
+	return up, nil
+}
+
+func (up *h2Upstream) hasRoom() bool {
+	l := up.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.leaving && !l.closed && len(l.halves) < l.allowed && l.last < maxStreamID-2
+}
+
+// open begins a stream; false: there is no room any more.
+func (up *h2Upstream) open(s *stream, fields []hpack.HeaderField) (first, ok bool) {
+	l := up.link
+	l.mu.Lock()
+	if l.leaving || l.closed || len(l.halves) >= l.allowed {
+		l.mu.Unlock()
+		return false, false
+	}
+	first = len(l.out) == 0
+	if l.last == 0 {
+		first = true
+		l.last = 1
+	} else {
+		l.last += 2
+	}
+	h := &half{stream: s, link: l, id: l.last, window: l.initial, inflow: streamWindow, ahead: streamWindow}
+	l.halves[h.id] = h
+	s.mu.Lock()
+	s.toUp, s.upstream = h, up.address
+	s.mu.Unlock()
+	l.append(h, fields, s.whole)
+	l.unlock()
+	return first, true
+}
+
+// serve reads the connection to its end.
+func (up *h2Upstream) serve() {
+	l := up.link
+	l.flush()
+	err := l.serve()
+	if e, ok := errors.AsType[*connectionError](err); ok {
+		l.sayGoAway(e.code)
+	}
+	l.mu.Lock()
+	served := up.served
+	l.mu.Unlock()
+	halves := l.all()
+	_ = l.conn.Close()
+	up.upstreams.drop(up)
+	for _, h := range halves {
+		l.forget(h)
+		h.stream.fail(fmt.Errorf("the upstream has not answered: %w", unexpected(err)), codeInternal, served && h.stream.request.idempotent())
+	}
+	l.flushTouched()
+	if l.in != nil {
+		l.proxy.buffers.putReader(l.in)
+	}
+}
+
+// drop takes a connection out of the books.
+func (u *upstreams) drop(up *h2Upstream) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	kept := u.shared[up.to][:0:0]
+	for _, other := range u.shared[up.to] {
+		if other != up {
+			kept = append(kept, other)
+		}
+	}
+	if u.shared[up.to] = kept; len(kept) == 0 {
+		delete(u.shared, up.to)
+	}
+}
+
+// headers implements end.
+func (up *h2Upstream) headers(l *link, id uint32, h *half, endStream, tooLong bool) error {
+	if h == nil {
+		if !l.hasBegun(id) {
+			return &connectionError{codeProtocol, fmt.Sprintf("a response on stream %d, which is idle", id)}
+		}
+		return nil // it was reset
+	}
+	s := h.stream
+	s.mu.Lock()
+	answered := s.answered
+	s.mu.Unlock()
+	var err error
+	switch {
+	case tooLong:
+		err = malform(fmt.Sprintf("a head of more than %d bytes", l.most))
+	case !answered:
+		l.mu.Lock()
+		up.served = true
+		l.mu.Unlock()
+		err = s.respond(l, l.fields, endStream)
+	case !endStream:
+		err = malform("a trailer that is not the end")
+	default:
+		if err = checkTrailer(l.fields); err == nil {
+			return s.trail(l, h, l.fields)
+		}
+	}
+	if err != nil {
+		return up.broken(l, id, h, &connectionError{codeProtocol, err.Error()})
+	}
+	return nil
+}
+
+// reset implements end.
+func (up *h2Upstream) reset(h *half, code errorCode) {
+	s := h.stream
+	client := s.toClient.link
+	client.mu.Lock()
+	whole := s.toClient.ending || s.toClient.ended
+	client.mu.Unlock()
+	if code == codeNone && whole {
+		// It has answered, and wants no more of the request.
+		s.mu.Lock()
+		s.local = true
+		s.mu.Unlock()
+		if s.state.Load()&responseSent != 0 {
+			client.reset(s.toClient.id, codeNone)
+			s.finish(nil)
+		}
+		return
+	}
+	up.link.forget(h)
+	s.fail(fmt.Errorf("the upstream has reset the stream: %s", code), code, code == codeRefused)
+}
+
+// settled implements end.
+func (up *h2Upstream) settled(*link) {}
+
+// goAway implements end: what the upstream has not seen goes to another connection, or
+// back to the client, who may ask again.
+func (up *h2Upstream) goAway(l *link, last uint32, code errorCode) {
+	l.mu.Lock()
+	l.leaving = true
+	var unseen []*half
+	for id, h := range l.halves {
+		if id > last {
+			unseen = append(unseen, h)
+		}
+	}
+	left := len(l.halves) - len(unseen)
+	l.mu.Unlock()
+	up.upstreams.drop(up)
+	for _, h := range unseen {
+		l.forget(h)
+		h.stream.fail(fmt.Errorf("the upstream takes no more requests: %s", code), codeRefused, true)
+	}
+	if left == 0 {
+		_ = l.conn.SetReadDeadline(past)
+	}
+}
+
+// broken implements end.
+func (up *h2Upstream) broken(l *link, id uint32, h *half, e *connectionError) error {
+	l.reset(id, e.code)
+	if h != nil {
+		l.forget(h)
+		h.stream.fail(fmt.Errorf("the upstream's response is not well-formed: %s", e.detail), codeProtocol, false)
+	}
+	return nil
+}
+
+// sleepy reports whether a connection was idle for too long.
+func (up *h2Upstream) sleepy(now time.Time, most time.Duration) bool {
+	l := up.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.halves) == 0 && now.Sub(l.idle) > most
+}
+
+// sweepShared lets go of the connections that were idle for too long.
+func (u *upstreams) sweepShared(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, ups := range u.shared {
+		for _, up := range ups {
+			if up.sleepy(now, u.idle.most) {
+				_ = up.link.conn.SetReadDeadline(past)
+			}
+		}
+	}
+}
+
+func (l *link) hasBegun(id uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.begun(id)
+}
