@@ -30,7 +30,7 @@ type h2Client struct {
 // read of it already, if anything.
 func (f *flow) serveHTTP2(ctx context.Context, conn closeWriter, ahead *bufio.Reader) {
 	c := &h2Client{ctx: ctx, flow: f}
-	c.link = newLink(f.proxy, conn, f.conn.socket, f.proxy.config.Limits.HeaderBytes)
+	c.link = newLink(f.proxy, conn, f.conn.socket, f.proxy.config.Limits.HeaderBytes, linkWindow)
 	c.link.end = c
 	if ahead != nil {
 		read, _ := ahead.Peek(ahead.Buffered())

@@ -148,3 +148,21 @@ func TestExtendedCONNECTIsNotOffered(t *testing.T) {
 		t.Errorf("offered is %d", value)
 	}
 }
+
+// Clients share an upstream's connection: who takes nothing of an answer does not keep
+// others from theirs.
+func TestAStalledClientStopsNobodyElse(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: upstream(t, true, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(make([]byte, 1<<20)) // the stalled ones are broken off
+	})})
+	const stalled = 2 * sharedWindow / streamWindow
+	f := newFrames(t, b)
+	for i := range uint32(stalled) {
+		if got := f.request(2*i+1, ":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "/"); got != "200" {
+			t.Fatalf("stream %d ends with %s", 2*i+1, got)
+		}
+	}
+	if _, body := b.get(b.client("h2"), "https://www.example.com/"); len(body) != 1<<20 {
+		t.Errorf("got %d bytes", len(body))
+	}
+}

@@ -74,7 +74,7 @@ func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Ups
 		if err != nil {
 			return nil, err
 		}
-		up.link = newLink(u.proxy, under, under, maxResponse)
+		up.link = newLink(u.proxy, under, under, maxResponse, sharedWindow)
 	} else {
 		address := joinAddress(to.host, to.port)
 		conn := u.takeReady(address, []string{alpnHTTP2})
@@ -91,14 +91,14 @@ func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Ups
 			remember(u.spoke, address, []string{alpnHTTP1})
 			return nil, errOnlyHTTP1
 		}
-		up.link = newLink(u.proxy, conn, conn.NetConn().(*socket), maxResponse)
+		up.link = newLink(u.proxy, conn, conn.NetConn().(*socket), maxResponse, sharedWindow)
 	}
 	l := up.link
 	up.address = l.conn.RemoteAddr().String()
-	l.end = up
+	l.end, l.shared = up, true
 	l.out = append(l.out, preface...)
 	l.out = appendSettings(l.out, settingPush, 0, settingWindow, streamWindow, settingHeaderList, maxResponse)
-	l.out = appendWindow(l.out, 0, linkWindow-defaultWindow)
+	l.out = appendWindow(l.out, 0, sharedWindow-defaultWindow)
 	return up, nil
 }
 

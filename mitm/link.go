@@ -15,7 +15,8 @@ import (
 
 const (
 	streamWindow = 256 << 10 // bytes that a peer may send ahead on a stream
-	linkWindow   = 1 << 20   // and on all of them
+	linkWindow   = 1 << 20   // and on all of them, a client
+	sharedWindow = 16 << 20  // an upstream, of what we have not read yet
 	mostAhead    = 4 << 20   // on an upstream's stream that is taken as fast as it comes
 	maxStreams   = 250       // that a client may have open
 	// outFull is from when on data waits, and outFlooded what no peer has to be told at
@@ -63,6 +64,8 @@ type link struct {
 	idle    time.Time        // since when there is no stream
 	inflow  int64            // what the peer may send yet
 	owed    int64            // what has gone on of what it has sent
+	shared  bool             // by clients: one that takes nothing must not stop the others
+	room    int64            // what it may send at most
 }
 
 // end is what a link leads to.
@@ -107,10 +110,10 @@ type moved struct {
 	ended   bool
 }
 
-func newLink(p *Proxy, conn net.Conn, under *socket, most int) *link {
+func newLink(p *Proxy, conn net.Conn, under *socket, most int, window int64) *link {
 	l := &link{
 		proxy: p, conn: conn, under: under, most: most, idle: time.Now(),
-		halves: make(map[uint32]*half), window: defaultWindow, initial: defaultWindow, inflow: linkWindow, allowed: maxStreams,
+		halves: make(map[uint32]*half), window: defaultWindow, initial: defaultWindow, inflow: window, room: window, allowed: maxStreams,
 	}
 	l.encoder = hpack.NewEncoder(&l.encoded)
 	l.decoder = hpack.NewDecoder(defaultTable, func(f hpack.HeaderField) {
@@ -347,9 +350,16 @@ func (l *link) data(f frame) error {
 	if over {
 		return &connectionError{codeFlowControl, "more data than its window takes"}
 	}
-	l.credit(h, int64(f.length-left))
+	if l.shared {
+		l.credit(nil, int64(f.length))
+	}
+	if h != nil || !l.shared {
+		l.credit(h, int64(f.length-left))
+	}
 	if late {
-		l.credit(nil, int64(left))
+		if !l.shared {
+			l.credit(nil, int64(left))
+		}
 		if _, err := l.in.Discard(left + padding); err != nil {
 			return err
 		}
@@ -717,7 +727,10 @@ func (l *link) credit(h *half, n int64) {
 	}
 	l.mu.Lock()
 	before := len(l.out)
-	if l.owed += n; l.owed >= linkWindow/2 {
+	if h == nil || !l.shared {
+		l.owed += n
+	}
+	if l.owed >= l.room/2 {
 		l.out = appendWindow(l.out, 0, uint32(l.owed))
 		l.inflow += l.owed
 		l.owed = 0
