@@ -166,3 +166,39 @@ func TestAStalledClientStopsNobodyElse(t *testing.T) {
 		t.Errorf("got %d bytes", len(body))
 	}
 }
+
+// A window may be below nothing (RFC 9113, section 6.9.2). The end of a body takes no
+// room in it.
+func TestABodyEndsInAWindowBelowNothing(t *testing.T) {
+	release := make(chan struct{})
+	b := newBench(t, benchConfig{upstream: upstream(t, true, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "0123456789")
+		_ = http.NewResponseController(w).Flush()
+		<-release
+	})})
+	f := newFrames(t, b)
+	if got := f.request(1, ":method", "GET", ":scheme", "https", ":authority", "www.example.com", ":path", "/"); got != "200" {
+		t.Fatalf("it ends with %s", got)
+	}
+	f.await(func(frame http2.Frame) bool { _, ok := frame.(*http2.DataFrame); return ok })
+	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}); err != nil {
+		t.Fatal(err)
+	}
+	f.await(func(frame http2.Frame) bool { s, ok := frame.(*http2.SettingsFrame); return ok && s.IsAck() })
+	close(release)
+	f.await(func(frame http2.Frame) bool { d, ok := frame.(*http2.DataFrame); return ok && d.StreamEnded() })
+}
+
+// await reads frames up to one.
+func (f *frames) await(is func(http2.Frame) bool) {
+	f.t.Helper()
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if is(frame) {
+			return
+		}
+	}
+}

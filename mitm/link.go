@@ -632,14 +632,12 @@ func (l *link) write(h *half, p []byte, trailer []hpack.HeaderField, end bool) (
 		return first
 	}
 	if len(h.pending) == 0 && len(l.out) < outFull {
-		n := int(min(int64(len(p)), h.window, l.window))
-		if n > 0 || len(p) == 0 {
-			whole := n == len(p) && end && trailer == nil
-			if n > 0 || whole {
-				l.appendData(h, p[:n], whole)
-			}
-			p = p[n:]
+		n := l.fits(h, p)
+		whole := n == len(p) && end && trailer == nil
+		if n > 0 || whole {
+			l.appendData(h, p[:n], whole)
 		}
+		p = p[n:]
 	}
 	h.pending = append(h.pending, p...)
 	h.trailer, h.ending = trailer, end
@@ -647,6 +645,11 @@ func (l *link) write(h *half, p []byte, trailer []hpack.HeaderField, end bool) (
 	l.pump()
 	l.unlock()
 	return first
+}
+
+// fits is how much of something the windows let go. They may be below nothing.
+func (l *link) fits(h *half, p []byte) int {
+	return int(max(0, min(int64(len(p)), h.window, l.window)))
 }
 
 func (l *link) appendData(h *half, p []byte, end bool) {
@@ -685,11 +688,11 @@ func (l *link) pump() {
 		if h.dead || h.ended {
 			continue
 		}
-		n := int(min(int64(len(h.pending)), h.window, l.window, maxFrame))
-		whole := max(n, 0) == len(h.pending) && h.ending && h.trailer == nil
+		n := min(l.fits(h, h.pending), maxFrame)
+		whole := n == len(h.pending) && h.ending && h.trailer == nil
 		if n > 0 || whole {
-			l.appendData(h, h.pending[:max(n, 0)], whole)
-			h.pending = h.pending[max(n, 0):]
+			l.appendData(h, h.pending[:n], whole)
+			h.pending = h.pending[n:]
 		}
 		if len(h.pending) == 0 {
 			h.pending = nil
