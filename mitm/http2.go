@@ -240,9 +240,6 @@ fields:
 // reset implements end.
 func (c *h2Client) reset(h *half, _ errorCode) { h.stream.cancel(errClientGone) }
 
-// settled implements end.
-func (c *h2Client) settled(*link) {}
-
 // goAway implements end: the client begins no stream any more, which it does not have to say.
 func (c *h2Client) goAway(*link, uint32, errorCode) {}
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -187,6 +188,41 @@ func TestABodyEndsInAWindowBelowNothing(t *testing.T) {
 	f.await(func(frame http2.Frame) bool { s, ok := frame.(*http2.SettingsFrame); return ok && s.IsAck() })
 	close(release)
 	f.await(func(frame http2.Frame) bool { d, ok := frame.(*http2.DataFrame); return ok && d.StreamEnded() })
+}
+
+// Who has us answer, and does not read the answers, loses its connection before they fill
+// the memory.
+func TestUnreadAnswersEndTheConnection(t *testing.T) {
+	b := newBench(t, benchConfig{upstream: plain(t, echo)})
+	conn := b.dial("www.example.com:80")
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	out.WriteString(http2.ClientPreface)
+	framer := http2.NewFramer(&out, nil)
+	framer.AllowIllegalWrites = true
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	for range 10_000 { // of a stream that depends on itself
+		if err := framer.WritePriority(1, http2.PriorityParam{StreamDep: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := conn.Write(out.Bytes())
+	for range 500 {
+		if err == nil {
+			_, err = conn.Write(out.Bytes()[len(out.Bytes())-10_000*14:])
+		}
+	}
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("70 MB of questions end with %v", err)
+	}
+	await[audit.FlowClose](t, b.recorder, 1)
+	if refused := events[audit.Refused](b.recorder); len(refused) != 1 || !strings.Contains(refused[0].Detail, "ENHANCE_YOUR_CALM") {
+		t.Errorf("recorded %+v", refused)
+	}
 }
 
 // await reads frames up to one.

@@ -229,9 +229,6 @@ func (up *h2Upstream) reset(h *half, code errorCode) {
 	s.fail(fmt.Errorf("the upstream has reset the stream: %s", code), code, code == codeRefused)
 }
 
-// settled implements end.
-func (up *h2Upstream) settled(*link) {}
-
 // goAway implements end: what the upstream has not seen goes to another connection, or
 // back to the client, who may ask again.
 func (up *h2Upstream) goAway(l *link, last uint32, code errorCode) {

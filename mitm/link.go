@@ -19,8 +19,8 @@ const (
 	sharedWindow = 16 << 20  // an upstream, of what we have not read yet
 	mostAhead    = 4 << 20   // on an upstream's stream that is taken as fast as it comes
 	maxStreams   = 250       // that a client may have open
-	// outFull is from when on data waits, and outFlooded what no peer has to be told at
-	// once unless it asks for it without reading the answers.
+	// outFull is from when on data waits, and outFlooded what waits for no peer that reads
+	// what it is answered.
 	outFull    = 64 << 10
 	outFlooded = 1 << 20
 )
@@ -74,8 +74,6 @@ type end interface {
 	headers(l *link, stream uint32, h *half, endStream, tooLong bool) error
 	// reset is told that the peer has ended a stream.
 	reset(h *half, code errorCode)
-	// settled is told that settings have come.
-	settled(l *link)
 	// goAway is told that the peer takes no stream behind last.
 	goAway(l *link, last uint32, code errorCode)
 	// broken takes a stream's error of the peer's. Its own ends the connection.
@@ -198,6 +196,12 @@ func (l *link) serve() error {
 		if err := l.frame(f); err != nil {
 			return err
 		}
+		l.mu.Lock()
+		flooded := len(l.out) > outFlooded
+		l.mu.Unlock()
+		if flooded {
+			return &connectionError{codeCalm, "it does not read what it is answered"}
+		}
 	}
 }
 
@@ -268,7 +272,8 @@ func (l *link) frame(f frame) error {
 		l.mu.Lock()
 		l.touch(l, len(l.out) == 0)
 		l.out = append(appendFrame(l.out, sizeOfPing, framePing, flagAck, 0), p...)
-		return l.checkFlood()
+		l.mu.Unlock()
+		return nil
 	case frameGoAway:
 		if err := ofStream(false); err != nil {
 			return err
@@ -293,16 +298,6 @@ func (l *link) frame(f frame) error {
 func first(err error) error {
 	e, _ := errors.AsType[*connectionError](err)
 	return e
-}
-
-// checkFlood unlocks, and is an error when the peer does not read what it asks for.
-func (l *link) checkFlood() error {
-	n := len(l.out)
-	l.unlock()
-	if n > outFlooded {
-		return &connectionError{codeCalm, "it does not read what it is answered"}
-	}
-	return nil
 }
 
 // half finds the stream of a frame; nil: it is over.
@@ -550,10 +545,7 @@ func (l *link) settings(f frame, p []byte) error {
 	l.touch(l, len(l.out) == 0)
 	l.out = appendFrame(l.out, 0, frameSettings, flagAck, 0)
 	l.pump()
-	if err := l.checkFlood(); err != nil {
-		return err
-	}
-	l.end.settled(l)
+	l.unlock()
 	return nil
 }
 
