@@ -100,6 +100,17 @@ type frame struct {
 
 func (f frame) has(flag uint8) bool { return f.flags&flag != 0 }
 
+// check checks a frame's length, and whether it is on a stream or on none.
+func (f frame) check(length int, onStream bool) error {
+	switch {
+	case f.length != length:
+		return &connectionError{codeFrameSize, fmt.Sprintf("a frame of kind %d with %d bytes", f.kind, f.length)}
+	case (f.stream != 0) != onStream:
+		return &connectionError{codeProtocol, fmt.Sprintf("a frame of kind %d on stream %d", f.kind, f.stream)}
+	}
+	return nil
+}
+
 func parseFrame(p []byte) frame {
 	return frame{
 		length: int(p[0])<<16 | int(p[1])<<8 | int(p[2]),

@@ -103,14 +103,15 @@ func (c *h2Client) begin() error {
 }
 
 // headers implements end.
-func (c *h2Client) headers(l *link, id uint32, h *half, endStream, tooLong bool) error {
+func (c *h2Client) headers(id uint32, h *half, endStream, tooLong bool) error {
+	l := c.link
 	if h != nil {
 		err := checkTrailer(l.fields)
 		if err == nil && (!endStream || tooLong) {
 			err = malform("a trailer that is not the end, or too long")
 		}
 		if err != nil {
-			return c.broken(l, id, h, &connectionError{codeProtocol, err.Error()})
+			return c.broken(id, h, &connectionError{codeProtocol, err.Error()})
 		}
 		return h.stream.trail(l, h, l.fields)
 	}
@@ -150,7 +151,7 @@ func (c *h2Client) headers(l *link, id uint32, h *half, endStream, tooLong bool)
 		return c.answer(s, &refusal{reason: policy.Malformed, status: http.StatusRequestHeaderFieldsTooLarge, detail: fmt.Sprintf("a head of more than %d bytes", l.most)})
 	case wrong != nil:
 		s.head = head{}
-		return c.broken(l, id, &s.toClient, &connectionError{codeProtocol, wrong.Error()})
+		return c.broken(id, &s.toClient, &connectionError{codeProtocol, wrong.Error()})
 	}
 	if refused := s.identify(); refused != nil {
 		return c.answer(s, refused)
@@ -241,13 +242,13 @@ fields:
 func (c *h2Client) reset(h *half, _ errorCode) { h.stream.cancel(errClientGone) }
 
 // goAway implements end: the client begins no stream any more, which it does not have to say.
-func (c *h2Client) goAway(*link, uint32, errorCode) {}
+func (c *h2Client) goAway(uint32, errorCode) {}
 
 // broken implements end: what is malformed goes nowhere, or no further, and is recorded.
-func (c *h2Client) broken(l *link, id uint32, h *half, e *connectionError) error {
+func (c *h2Client) broken(id uint32, h *half, e *connectionError) error {
 	m := malform(e.Error())
 	_, err := c.flow.malformed(m)
-	l.reset(id, e.code)
+	c.link.reset(id, e.code)
 	if h != nil {
 		s := h.stream
 		s.mu.Lock()
@@ -262,13 +263,9 @@ func (c *h2Client) broken(l *link, id uint32, h *half, e *connectionError) error
 
 // sleepy ends a connection that was idle for too long.
 func (c *h2Client) sleepy(now time.Time, most time.Duration) {
-	l := c.link
-	l.mu.Lock()
-	idle := len(l.halves) == 0 && now.Sub(l.idle) > most
-	l.mu.Unlock()
-	if idle {
-		l.sayGoAway(codeNone)
-		_ = l.conn.SetReadDeadline(past)
+	if c.link.sleepy(now, most) {
+		c.link.sayGoAway(codeNone)
+		_ = c.link.conn.SetReadDeadline(past)
 	}
 }
 

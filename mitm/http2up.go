@@ -66,11 +66,7 @@ func (u *upstreams) take(ctx context.Context, f *flow, to endpoint, waits *link)
 func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Upstream, error) {
 	up := &h2Upstream{upstreams: u, to: to}
 	if !to.tls {
-		raw, err := u.proxy.config.Dialer.Dial(ctx, to.host, to.port)
-		if err != nil {
-			return nil, err
-		}
-		under, err := newSocket(raw.(tcpConn))
+		under, err := u.dialSocket(ctx, to)
 		if err != nil {
 			return nil, err
 		}
@@ -103,27 +99,21 @@ func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Ups
 }
 
 func (up *h2Upstream) hasRoom() bool {
-	l := up.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.leaving && !l.closed && len(l.halves) < l.allowed && l.last < maxStreamID-2
+	up.link.mu.Lock()
+	defer up.link.mu.Unlock()
+	return up.link.hasRoom()
 }
 
 // open begins a stream; false: there is no room any more.
 func (up *h2Upstream) open(s *stream, fields []hpack.HeaderField) (first, ok bool) {
 	l := up.link
 	l.mu.Lock()
-	if l.leaving || l.closed || len(l.halves) >= l.allowed {
+	if !l.hasRoom() {
 		l.mu.Unlock()
 		return false, false
 	}
 	first = len(l.out) == 0
-	if l.last == 0 {
-		first = true
-		l.last = 1
-	} else {
-		l.last += 2
-	}
+	l.last = (l.last + 1) | 1 // ours are odd
 	h := &half{stream: s, link: l, id: l.last, window: l.initial, inflow: streamWindow, ahead: streamWindow}
 	l.halves[h.id] = h
 	s.mu.Lock()
@@ -174,12 +164,11 @@ func (u *upstreams) drop(up *h2Upstream) {
 }
 
 // headers implements end.
-func (up *h2Upstream) headers(l *link, id uint32, h *half, endStream, tooLong bool) error {
-	if h == nil {
-		if !l.hasBegun(id) {
-			return &connectionError{codeProtocol, fmt.Sprintf("a response on stream %d, which is idle", id)}
-		}
-		return nil // it was reset
+func (up *h2Upstream) headers(id uint32, h *half, endStream, tooLong bool) error {
+	l := up.link
+	if h == nil { // it was reset, unless it has not begun
+		_, err := l.half(frame{kind: frameHeaders, stream: id})
+		return err
 	}
 	s := h.stream
 	s.mu.Lock()
@@ -202,7 +191,7 @@ func (up *h2Upstream) headers(l *link, id uint32, h *half, endStream, tooLong bo
 		}
 	}
 	if err != nil {
-		return up.broken(l, id, h, &connectionError{codeProtocol, err.Error()})
+		return up.broken(id, h, &connectionError{codeProtocol, err.Error()})
 	}
 	return nil
 }
@@ -231,7 +220,8 @@ func (up *h2Upstream) reset(h *half, code errorCode) {
 
 // goAway implements end: what the upstream has not seen goes to another connection, or
 // back to the client, who may ask again.
-func (up *h2Upstream) goAway(l *link, last uint32, code errorCode) {
+func (up *h2Upstream) goAway(last uint32, code errorCode) {
+	l := up.link
 	l.mu.Lock()
 	l.leaving = true
 	var unseen []*half
@@ -253,21 +243,13 @@ func (up *h2Upstream) goAway(l *link, last uint32, code errorCode) {
 }
 
 // broken implements end.
-func (up *h2Upstream) broken(l *link, id uint32, h *half, e *connectionError) error {
-	l.reset(id, e.code)
+func (up *h2Upstream) broken(id uint32, h *half, e *connectionError) error {
+	up.link.reset(id, e.code)
 	if h != nil {
-		l.forget(h)
+		up.link.forget(h)
 		h.stream.fail(fmt.Errorf("the upstream's response is not well-formed: %s", e.detail), codeProtocol, false)
 	}
 	return nil
-}
-
-// sleepy reports whether a connection was idle for too long.
-func (up *h2Upstream) sleepy(now time.Time, most time.Duration) bool {
-	l := up.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.halves) == 0 && now.Sub(l.idle) > most
 }
 
 // sweepShared lets go of the connections that were idle for too long.
@@ -276,15 +258,9 @@ func (u *upstreams) sweepShared(now time.Time) {
 	defer u.mu.Unlock()
 	for _, ups := range u.shared {
 		for _, up := range ups {
-			if up.sleepy(now, u.idle.most) {
+			if up.link.sleepy(now, u.idle.most) {
 				_ = up.link.conn.SetReadDeadline(past)
 			}
 		}
 	}
-}
-
-func (l *link) hasBegun(id uint32) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.begun(id)
 }

@@ -125,11 +125,7 @@ func (u *upstreams) connect(ctx context.Context, f *flow, to endpoint) (*upstrea
 // dial returns a new connection.
 func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamConn, error) {
 	if !to.tls {
-		raw, err := u.proxy.config.Dialer.Dial(ctx, to.host, to.port)
-		if err != nil {
-			return nil, err
-		}
-		under, err := newSocket(raw.(tcpConn))
+		under, err := u.dialSocket(ctx, to)
 		if err != nil {
 			return nil, err
 		}

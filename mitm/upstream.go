@@ -104,19 +104,24 @@ func (u *upstreams) dropReady(address string, conn *tls.Conn) {
 	}
 }
 
+// dialSocket connects to an upstream.
+func (u *upstreams) dialSocket(ctx context.Context, to endpoint) (*socket, error) {
+	raw, err := u.proxy.config.Dialer.Dial(ctx, to.host, to.port)
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(raw.(tcpConn))
+}
+
 // dialTLS connects to an upstream and verifies that it is who it should be. A
 // failed handshake is recorded.
 func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []string) (*tls.Conn, error) {
-	raw, err := u.proxy.config.Dialer.Dial(ctx, host, f.destination.Port())
+	under, err := u.dialSocket(ctx, endpoint{host: host, port: f.destination.Port()})
 	if err != nil {
 		return nil, err
 	}
 	address := joinAddress(host, f.destination.Port())
 	wantsCertificate := false
-	under, err := newSocket(raw.(tcpConn))
-	if err != nil {
-		return nil, err
-	}
 	conn := tls.Client(under, &tls.Config{
 		ServerName:         host,
 		RootCAs:            u.proxy.config.Upstreams(),
@@ -136,7 +141,7 @@ func (u *upstreams) dialTLS(ctx context.Context, f *flow, host string, alpn []st
 	ctx, cancel := context.WithTimeout(ctx, f.handshakeTimeout())
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
-		raw.Close()
+		_ = under.Close()
 		if wantsCertificate && isAlert(err) {
 			err = &clientCertificateError{err}
 		}
