@@ -36,7 +36,7 @@ func (x *exchange) identify() *refusal {
 	f, r := x.flow, x.request
 	x.host = f.host()
 	defer func() { x.url = x.makeURL() }()
-	if r.method == http.MethodConnect {
+	if r.method == http.MethodConnect && r.protocol == "" {
 		return &refusal{reason: policy.Malformed, detail: "CONNECT: there is no proxy to talk to; connect to the host itself"}
 	}
 	if r.authority != "" && r.authority != x.host {
@@ -82,7 +82,9 @@ func (x *exchange) checkAuthority(authority string) *refusal {
 }
 
 func (x *exchange) endpoint() endpoint {
-	return endpoint{host: x.host, port: x.flow.destination.Port(), tls: x.flow.tls}
+	to := x.flow.endpoint()
+	to.host = x.host
+	return to
 }
 
 // address is the host, and the port unless it goes without saying.

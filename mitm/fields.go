@@ -54,11 +54,12 @@ func checkTrailer(fields []hpack.HeaderField) error {
 }
 
 // parseHeaders reads the head of a request of HTTP/2 (RFC 9113, section 8.3), as
-// strictly as parseRequest that of HTTP/1.
-func (h *head) parseHeaders(fields []hpack.HeaderField) error {
+// strictly as parseRequest that of HTTP/1. extended: it may be an extended CONNECT (RFC
+// 8441, section 4).
+func (h *head) parseHeaders(fields []hpack.HeaderField, extended bool) error {
 	*h = head{minor: 1, length: noLength, fields: h.fields[:0]}
-	var pseudo [4]*string // :method, :scheme, :authority, :path
-	names := [...]string{":method", ":scheme", ":authority", ":path"}
+	var pseudo [5]*string
+	names := [...]string{":method", ":scheme", ":authority", ":path", ":protocol"}
 fields:
 	for i := range fields {
 		f := &fields[i]
@@ -67,7 +68,7 @@ fields:
 				return malform("the field " + clip(f.Name, 40) + " behind others")
 			}
 			for n, name := range names {
-				if f.Name != name {
+				if f.Name != name || n == 4 && !extended {
 					continue
 				}
 				if pseudo[n] != nil {
@@ -128,7 +129,10 @@ fields:
 	if strings.Contains(h.authority, "@") || h.authority != "" && !httpguts.ValidHostHeader(h.authority) {
 		return malform(fmt.Sprintf("the host %q is none", clip(h.authority, 80)))
 	}
-	if h.method == http.MethodConnect {
+	if h.protocol = value(4); pseudo[4] != nil && (h.method != http.MethodConnect || !httpguts.ValidHeaderFieldName(h.protocol)) {
+		return malform(fmt.Sprintf("the method %s with :protocol %q", clip(h.method, 40), clip(h.protocol, 40)))
+	}
+	if h.method == http.MethodConnect && h.protocol == "" {
 		if pseudo[1] != nil || pseudo[3] != nil {
 			return malform("CONNECT with a path")
 		}

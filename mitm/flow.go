@@ -118,6 +118,11 @@ func (f *flow) host() string {
 	return f.destination.Addr().String()
 }
 
+// endpoint is where its requests go to that name no other host.
+func (f *flow) endpoint() endpoint {
+	return endpoint{host: f.host(), port: f.destination.Port(), tls: f.tls}
+}
+
 // judge judges a target at the flow's port; nil: allowed.
 func (f *flow) judge(t policy.Target) *refusal {
 	if f.refusal != nil {

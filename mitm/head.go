@@ -32,6 +32,7 @@ type head struct {
 	method    string
 	target    string // path and query, or "*", as they were written
 	authority string // the host that is asked for, as it was written; empty: none
+	protocol  string // of an extended CONNECT (RFC 8441)
 
 	status int
 	reason string // behind the status
@@ -357,7 +358,7 @@ func (h *head) parseTarget() error {
 	if h.authority != "" && !httpguts.ValidHostHeader(h.authority) {
 		return malform(fmt.Sprintf("the Host %q is no host", clip(h.authority, 80)))
 	}
-	if h.method == http.MethodConnect {
+	if h.method == http.MethodConnect && h.protocol == "" {
 		if _, err := url.ParseRequestURI("http://" + h.target); err != nil || strings.HasPrefix(h.target, "/") {
 			return malform("the target of CONNECT is not HOST:PORT")
 		}

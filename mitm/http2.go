@@ -24,6 +24,8 @@ type h2Client struct {
 	ctx  context.Context
 	flow *flow
 	link *link
+
+	extended bool // it was told that it may use extended CONNECT (RFC 8441)
 }
 
 // serveHTTP2 serves the connection of a client that speaks HTTP/2. ahead has what was
@@ -55,7 +57,11 @@ func (f *flow) serveHTTP2(ctx context.Context, conn closeWriter, ahead *bufio.Re
 
 func (c *h2Client) serve(conn closeWriter) error {
 	l, limits := c.link, &c.flow.proxy.config.Limits
-	l.out = appendSettings(l.out, settingStreams, maxStreams, settingWindow, streamWindow, settingHeaderList, uint32(2*limits.HeaderBytes)) // the limit is ours to refuse, with words
+	settings := []uint32{settingStreams, maxStreams, settingWindow, streamWindow, settingHeaderList, uint32(2 * limits.HeaderBytes)} // the limit is ours to refuse, with words
+	if c.extended = c.flow.proxy.upstreams.extended(c.ctx, c.flow); c.extended {
+		settings = append(settings, settingConnect, 1)
+	}
+	l.out = appendSettings(l.out, settings...)
 	l.out = appendWindow(l.out, 0, linkWindow-defaultWindow)
 	l.flush()
 	err := conn.SetReadDeadline(time.Now().Add(limits.HeaderTimeout))
@@ -93,13 +99,7 @@ func (c *h2Client) begin() error {
 		return &connectionError{codeProtocol, "the preface of HTTP/2 is missing"}
 	}
 	_, _ = l.in.Discard(len(preface))
-	if p, err = l.in.Peek(frameHead); err != nil {
-		return err
-	}
-	if f := parseFrame(p); f.kind != frameSettings || f.has(flagAck) {
-		return &connectionError{codeProtocol, "the first frame is not SETTINGS"}
-	}
-	return nil
+	return l.firstSettings()
 }
 
 // headers implements end.
@@ -141,7 +141,7 @@ func (c *h2Client) headers(id uint32, h *half, endStream, tooLong bool) error {
 	}
 	s.exchange = exchange{flow: f, request: &s.head, protocol: "HTTP/2.0", began: time.Now()}
 	s.host = f.host()
-	wrong := s.head.parseHeaders(l.fields)
+	wrong := s.head.parseHeaders(l.fields, c.extended)
 	if s.length = s.head.length; wrong == nil && endStream && s.length > 0 {
 		wrong = malform("a body that is not as long as its Content-Length")
 	}
@@ -189,6 +189,10 @@ func (c *h2Client) connect(s *stream, again bool) {
 			s.answer(s.failed(err))
 			return
 		}
+		if s.head.protocol != "" && !up.extended(c.ctx, c.flow) {
+			s.answer(s.failed(errNotExtended))
+			return
+		}
 		if first, ok := up.open(s, s.outgoingHead()); ok {
 			if s.over.Load() { // its client has gone meanwhile
 				h := s.outgoing()
@@ -216,9 +220,12 @@ func (s *stream) outgoingHead() []hpack.HeaderField {
 	if s.flow.tls {
 		scheme = "https"
 	}
-	fields := make([]hpack.HeaderField, 0, len(h.fields)+4+len(grants))
+	fields := make([]hpack.HeaderField, 0, len(h.fields)+5+len(grants))
 	fields = append(fields, hpack.HeaderField{Name: ":method", Value: h.method}, hpack.HeaderField{Name: ":scheme", Value: scheme},
 		hpack.HeaderField{Name: ":authority", Value: authority}, hpack.HeaderField{Name: ":path", Value: h.target})
+	if h.protocol != "" {
+		fields = append(fields, hpack.HeaderField{Name: ":protocol", Value: h.protocol})
+	}
 fields:
 	for i := range h.fields {
 		f := &h.fields[i]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -13,13 +14,56 @@ import (
 // HTTP/1.1 alone. The client may come again by that.
 var errOnlyHTTP1 = errors.New("the upstream does not speak HTTP/2 any more")
 
+// errNotExtended is that of one which did take extended CONNECT, and does not any more.
+var errNotExtended = errors.New("the upstream takes no CONNECT with :protocol on this connection")
+
 // h2Upstream is a connection of HTTP/2 to an upstream. All clients of the run share it.
 type h2Upstream struct {
 	upstreams *upstreams
 	link      *link
 	to        endpoint
-	address   string // ADDRESS:PORT
-	served    bool   // a request was answered on it; guarded by link.mu
+	address   string        // ADDRESS:PORT
+	settled   chan struct{} // is closed when it has sent its settings, or has ended
+	served    bool          // a request was answered on it; guarded by link.mu
+}
+
+func newH2Upstream(u *upstreams, to endpoint, conn net.Conn, under *socket) *h2Upstream {
+	l := newLink(u.proxy, conn, under, maxResponse, sharedWindow)
+	up := &h2Upstream{upstreams: u, link: l, to: to, address: conn.RemoteAddr().String(), settled: make(chan struct{})}
+	l.end, l.shared = up, true
+	l.out = append(l.out, preface...)
+	l.out = appendSettings(l.out, settingPush, 0, settingWindow, streamWindow, settingHeaderList, maxResponse)
+	l.out = appendWindow(l.out, 0, sharedWindow-defaultWindow)
+	return up
+}
+
+// share takes a connection into the books, for who has the lock.
+func (u *upstreams) share(up *h2Upstream) {
+	u.shared[up.to] = append(u.shared[up.to], up)
+	u.serving.Go(up.serve)
+}
+
+// extended reports whether the flow's upstream takes extended CONNECT (RFC 8441), as far
+// as there is a connection to it.
+func (u *upstreams) extended(ctx context.Context, f *flow) bool {
+	u.mu.Lock()
+	ups := u.shared[f.endpoint()]
+	u.mu.Unlock()
+	return len(ups) > 0 && ups[0].extended(ctx, f)
+}
+
+// extended waits for the upstream's settings, which are the first that it sends.
+func (up *h2Upstream) extended(ctx context.Context, f *flow) bool {
+	timer := time.NewTimer(f.handshakeTimeout())
+	defer timer.Stop()
+	select {
+	case <-up.settled:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	up.link.mu.Lock()
+	defer up.link.mu.Unlock()
+	return up.link.extended
 }
 
 // take returns a connection that has room for a stream. waits is the link whose reader
@@ -58,44 +102,30 @@ func (u *upstreams) take(ctx context.Context, f *flow, to endpoint, waits *link)
 	if err != nil {
 		return nil, err
 	}
-	u.shared[to] = append(u.shared[to], up)
-	u.serving.Go(up.serve)
+	u.share(up)
 	return up, nil
 }
 
 func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Upstream, error) {
-	up := &h2Upstream{upstreams: u, to: to}
 	if !to.tls {
 		under, err := u.dialSocket(ctx, to)
 		if err != nil {
 			return nil, err
 		}
-		up.link = newLink(u.proxy, under, under, maxResponse, sharedWindow)
-	} else {
-		address := joinAddress(to.host, to.port)
-		conn := u.takeReady(address, []string{alpnHTTP2})
-		if conn == nil {
-			var err error
-			if conn, err = u.dialTLS(ctx, f, to.host, []string{alpnHTTP2, alpnHTTP1}); err != nil {
-				return nil, err
-			}
-		}
-		if conn.ConnectionState().NegotiatedProtocol != alpnHTTP2 {
-			_ = conn.Close()
-			u.mu.Lock()
-			defer u.mu.Unlock()
-			remember(u.spoke, address, []string{alpnHTTP1})
-			return nil, errOnlyHTTP1
-		}
-		up.link = newLink(u.proxy, conn, conn.NetConn().(*socket), maxResponse, sharedWindow)
+		return newH2Upstream(u, to, under, under), nil
 	}
-	l := up.link
-	up.address = l.conn.RemoteAddr().String()
-	l.end, l.shared = up, true
-	l.out = append(l.out, preface...)
-	l.out = appendSettings(l.out, settingPush, 0, settingWindow, streamWindow, settingHeaderList, maxResponse)
-	l.out = appendWindow(l.out, 0, sharedWindow-defaultWindow)
-	return up, nil
+	conn, err := u.dialTLS(ctx, f, to.host, []string{alpnHTTP2, alpnHTTP1})
+	if err != nil {
+		return nil, err
+	}
+	if conn.ConnectionState().NegotiatedProtocol != alpnHTTP2 {
+		_ = conn.Close()
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		remember(u.spoke, joinAddress(to.host, to.port), []string{alpnHTTP1})
+		return nil, errOnlyHTTP1
+	}
+	return newH2Upstream(u, to, conn, conn.NetConn().(*socket)), nil
 }
 
 func (up *h2Upstream) hasRoom() bool {
@@ -128,7 +158,14 @@ func (up *h2Upstream) open(s *stream, fields []hpack.HeaderField) (first, ok boo
 func (up *h2Upstream) serve() {
 	l := up.link
 	l.flush()
-	err := l.serve()
+	err := l.firstSettings()
+	if err == nil {
+		err = l.next()
+	}
+	close(up.settled)
+	if err == nil {
+		err = l.serve()
+	}
 	if e, ok := errors.AsType[*connectionError](err); ok {
 		l.sayGoAway(e.code)
 	}

@@ -132,7 +132,7 @@ func (u *upstreams) dial(ctx context.Context, f *flow, to endpoint) (*upstreamCo
 		return newUpstreamConn(under, under, to), nil
 	}
 	for {
-		conn := u.takeReady(joinAddress(to.host, to.port), []string{alpnHTTP1})
+		conn := u.takeReady(joinAddress(to.host, to.port))
 		if conn == nil {
 			break
 		}

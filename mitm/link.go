@@ -43,27 +43,28 @@ type link struct {
 	most    int                 // that are kept
 	touched []*link             // that this reader has made something to write for
 
-	mu      sync.Mutex
-	out     []byte
-	spare   []byte // what out was before
-	writing bool
-	blocked bool // the kernel takes no more
-	closed  bool
-	encoder *hpack.Encoder
-	encoded bytes.Buffer
-	halves  map[uint32]*half // by stream
-	window  int64            // what the peer takes yet
-	initial int64            // of a new stream
-	waiting []*half          // with something that the link does not take now
-	moved   []moved          // since the lock was taken
-	last    uint32           // stream that was begun
-	allowed int              // streams that the peer lets us have
-	leaving bool             // the peer begins no stream any more, or takes none
-	idle    time.Time        // since when there is no stream
-	inflow  int64            // what the peer may send yet
-	owed    int64            // what has gone on of what it has sent
-	shared  bool             // by clients: one that takes nothing must not stop the others
-	room    int64            // what it may send at most
+	mu       sync.Mutex
+	out      []byte
+	spare    []byte // what out was before
+	writing  bool
+	blocked  bool // the kernel takes no more
+	closed   bool
+	encoder  *hpack.Encoder
+	encoded  bytes.Buffer
+	halves   map[uint32]*half // by stream
+	window   int64            // what the peer takes yet
+	initial  int64            // of a new stream
+	waiting  []*half          // with something that the link does not take now
+	moved    []moved          // since the lock was taken
+	last     uint32           // stream that was begun
+	allowed  int              // streams that the peer lets us have
+	leaving  bool             // the peer begins no stream any more, or takes none
+	idle     time.Time        // since when there is no stream
+	inflow   int64            // what the peer may send yet
+	owed     int64            // what has gone on of what it has sent
+	extended bool             // the peer takes extended CONNECT (RFC 8441)
+	shared   bool             // by clients: one that takes nothing must not stop the others
+	room     int64            // what it may send at most
 }
 
 // end is what a link leads to. A nil half is of a stream that is over, or has not begun.
@@ -148,31 +149,54 @@ func (l *link) flushTouched() {
 	l.touched = l.touched[:0]
 }
 
+// firstSettings looks that the first frame is what it must be (RFC 9113, section 3.4).
+func (l *link) firstSettings() error {
+	if l.in == nil {
+		l.in = l.proxy.buffers.reader(l)
+	}
+	p, err := l.in.Peek(frameHead)
+	if err != nil {
+		return err
+	}
+	if f := parseFrame(p); f.kind != frameSettings || f.has(flagAck) {
+		return &connectionError{codeProtocol, "the first frame is not SETTINGS"}
+	}
+	return nil
+}
+
 // serve reads frames until the connection ends.
 func (l *link) serve() error {
 	for {
-		if err := l.await(); err != nil {
+		if err := l.next(); err != nil {
 			return err
-		}
-		head, err := l.in.Peek(frameHead)
-		if err != nil {
-			return err
-		}
-		f := parseFrame(head)
-		_, _ = l.in.Discard(frameHead)
-		if f.length > maxFrame {
-			return &connectionError{codeFrameSize, "a frame of more than 16,384 bytes"}
-		}
-		if err := l.frame(f); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		flooded := len(l.out) > outFlooded
-		l.mu.Unlock()
-		if flooded {
-			return &connectionError{codeCalm, "it does not read what it is answered"}
 		}
 	}
+}
+
+// next reads a frame.
+func (l *link) next() error {
+	if err := l.await(); err != nil {
+		return err
+	}
+	head, err := l.in.Peek(frameHead)
+	if err != nil {
+		return err
+	}
+	f := parseFrame(head)
+	_, _ = l.in.Discard(frameHead)
+	if f.length > maxFrame {
+		return &connectionError{codeFrameSize, "a frame of more than 16,384 bytes"}
+	}
+	if err := l.frame(f); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	flooded := len(l.out) > outFlooded
+	l.mu.Unlock()
+	if flooded {
+		return &connectionError{codeCalm, "it does not read what it is answered"}
+	}
+	return nil
 }
 
 // payload returns all of a short frame's, which is good until the next read.
@@ -301,6 +325,7 @@ func (l *link) settings(f frame, p []byte) error {
 			if value > 1 {
 				wrong = &connectionError{codeProtocol, "ENABLE_CONNECT_PROTOCOL is neither 0 nor 1"}
 			}
+			l.extended = value == 1
 		}
 		if wrong != nil {
 			l.unlock()

@@ -31,7 +31,7 @@ type upstreams struct {
 	shared  map[endpoint][]*h2Upstream // of HTTP/2, that take requests
 	dialing map[endpoint]chan struct{} // is closed when there is one more, or none
 	spoke   map[string][]string        // by host:port: the ALPN protocols of an upstream
-	ready   map[string][]*tls.Conn     // by host:port: connected to learn that, unused
+	ready   map[string][]*tls.Conn     // by host:port: of HTTP/1, connected to learn that, unused
 	// by host:port: until when the certificate need not be seen again
 	verified     map[string]time.Time
 	certificates map[string]bool // by host:port: who has asked for a client's
@@ -61,33 +61,30 @@ func (u *upstreams) protocols(ctx context.Context, f *flow) ([]string, error) {
 	if err != nil {
 		return both, err
 	}
-	spoke := []string{alpnHTTP1}
-	if conn.ConnectionState().NegotiatedProtocol == alpnHTTP2 {
-		spoke = both
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if conn.ConnectionState().NegotiatedProtocol == alpnHTTP2 {
+		remember(u.spoke, address, both)
+		u.share(newH2Upstream(u, f.endpoint(), conn, conn.NetConn().(*socket)))
+		return both, nil
+	}
+	spoke := []string{alpnHTTP1}
 	remember(u.spoke, address, spoke)
 	u.ready[address] = append(u.ready[address], conn)
 	time.AfterFunc(readyFor, func() { u.dropReady(address, conn) })
 	return spoke, nil
 }
 
-// takeReady returns a connection made by protocols, once, if it speaks one of
-// alpn.
-func (u *upstreams) takeReady(address string, alpn []string) *tls.Conn {
+// takeReady returns a connection made by protocols, once; nil: there is none.
+func (u *upstreams) takeReady(address string) *tls.Conn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for i, conn := range u.ready[address] {
-		spoken := conn.ConnectionState().NegotiatedProtocol
-		for _, wanted := range alpn {
-			if spoken == wanted || spoken == "" && wanted == alpnHTTP1 {
-				u.ready[address] = append(u.ready[address][:i:i], u.ready[address][i+1:]...)
-				return conn
-			}
-		}
+	conns := u.ready[address]
+	if len(conns) == 0 {
+		return nil
 	}
-	return nil
+	u.ready[address] = conns[1:]
+	return conns[0]
 }
 
 func (u *upstreams) dropReady(address string, conn *tls.Conn) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ func (r Rule) denies(t Target) (v Verdict, ok bool) {
 	case TCP, "":
 		return v, false
 	}
-	if len(r.methods) > 0 && !slices.ContainsFunc(r.methods, func(m string) bool { return strings.EqualFold(m, t.Method) }) {
+	if len(r.methods) > 0 && !r.namesMethod(strings.ToUpper(t.Method)) {
 		return v, false
 	}
 	if len(r.paths) == 0 {
@@ -75,7 +76,7 @@ func (r Rule) allows(t Target, mode Mode) Verdict {
 			return Verdict{Reason: Opaque, Detail: "its TLS is not opened, and the rule allows some requests only"}
 		}
 	case HTTP:
-		if len(r.methods) > 0 && t.Method != "" && !slices.Contains(r.methods, t.Method) {
+		if len(r.methods) > 0 && t.Method != "" && !r.namesMethod(t.Method) {
 			return Verdict{}
 		}
 		if len(r.paths) == 0 || t.Path == "" {
@@ -90,6 +91,12 @@ func (r Rule) allows(t Target, mode Mode) Verdict {
 		}
 	}
 	return allowed
+}
+
+// namesMethod reports whether the rule has a method. What begins a WebSocket is a CONNECT
+// over HTTP/2 (RFC 8441) and a GET before: a rule for GET is for both.
+func (r Rule) namesMethod(method string) bool {
+	return slices.Contains(r.methods, method) || method == http.MethodConnect && slices.Contains(r.methods, http.MethodGet)
 }
 
 func malformedPath(err error) string {
