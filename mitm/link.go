@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -22,6 +24,8 @@ const (
 	// what it is answered.
 	outFull    = 64 << 10
 	outFlooded = 1 << 20
+	// mostTaken is what is read ahead of writing what comes of it.
+	mostTaken = 32 << 10
 )
 
 // link is one connection of HTTP/2, to a client or to an upstream. One goroutine reads
@@ -36,6 +40,7 @@ type link struct {
 	// Of the reader.
 	in      *bufio.Reader // nil while nothing is expected
 	first   [1]byte
+	taken   int    // bytes since the last flush
 	ahead   []byte // what was read before there was a reader
 	decoder *hpack.Decoder
 	fields  []hpack.HeaderField // of the block that is being read
@@ -102,6 +107,16 @@ func (l *link) Read(p []byte) (int, error) {
 		l.ahead = l.ahead[n:]
 		return n, nil
 	}
+	// What has come already is taken with it, so that it is written at once.
+	if len(l.touched) > 0 && l.taken < mostTaken {
+		l.under.in.look = true
+		n, err := l.conn.Read(p)
+		l.under.in.look = false
+		if l.taken += n; !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+	}
+	l.taken = 0
 	l.flushTouched()
 	return l.conn.Read(p)
 }
