@@ -50,9 +50,7 @@ func (f *flow) serveHTTP2(ctx context.Context, conn closeWriter, ahead *bufio.Re
 		f.fail(err)
 	}
 	_ = conn.Close()
-	if c.link.in != nil {
-		f.proxy.buffers.putReader(c.link.in)
-	}
+	c.link.stopReading()
 }
 
 func (c *h2Client) serve(conn closeWriter) error {
@@ -88,9 +86,7 @@ func (c *h2Client) serve(conn closeWriter) error {
 // begin reads the preface and the first settings (RFC 9113, section 3.4).
 func (c *h2Client) begin() error {
 	l := c.link
-	if l.in == nil {
-		l.in = l.proxy.buffers.reader(l)
-	}
+	l.startReading()
 	p, err := l.in.Peek(len(preface))
 	if err != nil {
 		return err

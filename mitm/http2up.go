@@ -180,9 +180,7 @@ func (up *h2Upstream) serve() {
 		h.stream.fail(fmt.Errorf("the upstream has not answered: %w", unexpected(err)), codeInternal, served && h.stream.request.idempotent())
 	}
 	l.flushTouched()
-	if l.in != nil {
-		l.proxy.buffers.putReader(l.in)
-	}
+	l.stopReading()
 }
 
 // drop takes a connection out of the books.

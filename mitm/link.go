@@ -131,21 +131,32 @@ func (l *link) await() error {
 	quiet := len(l.halves) == 0
 	l.mu.Unlock()
 	if quiet && len(l.ahead) == 0 {
-		if l.in != nil {
-			l.proxy.buffers.putReader(l.in)
-			l.in = nil
-		}
+		l.stopReading()
 		n, err := l.Read(l.first[:])
 		if n == 0 {
 			return err
 		}
 		l.ahead = l.first[:]
 	}
+	l.startReading()
+	_, err := l.in.Peek(1)
+	return err
+}
+
+// startReading takes the buffers that stopReading lets go of.
+func (l *link) startReading() {
 	if l.in == nil {
 		l.in = l.proxy.buffers.reader(l)
 	}
-	_, err := l.in.Peek(1)
-	return err
+	l.under.readAhead(&l.proxy.buffers)
+}
+
+func (l *link) stopReading() {
+	if l.in != nil {
+		l.proxy.buffers.putReader(l.in)
+		l.in = nil
+	}
+	l.under.stopAhead(&l.proxy.buffers)
 }
 
 // touch notes that there is something to write for another link; first: there was
@@ -166,9 +177,7 @@ func (l *link) flushTouched() {
 
 // firstSettings looks that the first frame is what it must be (RFC 9113, section 3.4).
 func (l *link) firstSettings() error {
-	if l.in == nil {
-		l.in = l.proxy.buffers.reader(l)
-	}
+	l.startReading()
 	p, err := l.in.Peek(frameHead)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"os"
@@ -24,7 +25,8 @@ type socket struct {
 	tcpConn
 	raw     syscall.RawConn
 	in, out transfer
-	held    *held // nil: a write waits until the kernel has taken all
+	ahead   *bufio.Reader // of more than is asked for; nil: nothing is
+	held    *held         // nil: a write waits until the kernel has taken all
 }
 
 func newSocket(conn tcpConn) (*socket, error) {
@@ -51,6 +53,13 @@ func (s *socket) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if s.ahead != nil {
+		return s.ahead.Read(p)
+	}
+	return s.read(p)
+}
+
+func (s *socket) read(p []byte) (int, error) {
 	s.in.p, s.in.n, s.in.err = p, 0, nil
 	err := s.raw.Read(s.in.attempt)
 	s.in.p = nil
@@ -82,6 +91,26 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 	return s.out.n, err
 }
+
+// readAhead has a read take what there is, of which TLS would ask for one record after
+// the other. It ends with stopAhead, once there is nothing.
+func (s *socket) readAhead(b *buffers) {
+	if s.ahead == nil {
+		s.ahead = b.reader(readerFunc(s.read))
+	}
+}
+
+func (s *socket) stopAhead(b *buffers) {
+	if s.ahead != nil && s.ahead.Buffered() == 0 {
+		b.putReader(s.ahead)
+		s.ahead = nil
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+// Read implements io.Reader.
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // failed is the error that package net would have.
 func (s *socket) failed(op string, err error) error {
