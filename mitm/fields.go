@@ -57,7 +57,7 @@ func checkTrailer(fields []hpack.HeaderField) error {
 // strictly as parseRequest that of HTTP/1. extended: it may be an extended CONNECT (RFC
 // 8441, section 4).
 func (h *head) parseHeaders(fields []hpack.HeaderField, extended bool) error {
-	*h = head{minor: 1, length: noLength, fields: h.fields[:0]}
+	*h = head{minor: 1, length: noLength, fields: make([]field, 0, len(fields))}
 	var pseudo [5]*string
 	names := [...]string{":method", ":scheme", ":authority", ":path", ":protocol"}
 fields:

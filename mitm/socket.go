@@ -2,6 +2,7 @@ package mitm
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -66,6 +67,8 @@ func (s *socket) read(p []byte) (int, error) {
 	switch {
 	case err != nil:
 		return 0, err
+	case errors.Is(s.in.err, os.ErrDeadlineExceeded): // of a look
+		return 0, s.in.err
 	case s.in.err != nil:
 		return 0, s.failed("read", s.in.err)
 	case s.in.n == 0:
@@ -96,7 +99,7 @@ func (s *socket) Write(p []byte) (int, error) {
 // the other. It ends with stopAhead, once there is nothing.
 func (s *socket) readAhead(b *buffers) {
 	if s.ahead == nil {
-		s.ahead = b.reader(readerFunc(s.read))
+		s.ahead = b.reader(direct{s})
 	}
 }
 
@@ -107,10 +110,11 @@ func (s *socket) stopAhead(b *buffers) {
 	}
 }
 
-type readerFunc func(p []byte) (int, error)
+// direct is a socket that is read as far as is asked for.
+type direct struct{ *socket }
 
 // Read implements io.Reader.
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+func (d direct) Read(p []byte) (int, error) { return d.read(p) }
 
 // failed is the error that package net would have.
 func (s *socket) failed(op string, err error) error {
