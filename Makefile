@@ -24,20 +24,20 @@ TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs ntpsec-ntpdi
 CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-protocol-https-perl maven=mvn npm=npm \
 	php-cli=php python3-pycurl ruby=ruby
 BENCH_PACKAGES := conmon curl mitmproxy nghttp2-client nghttp2-proxy nginx-light runc wrk
-GENERATE_PACKAGES := clang-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
+GENERATE_PACKAGES := clang-$(CLANG) lld-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
-SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' go.mod go.sum)
+SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' '*.elf' go.mod go.sum)
 
-agent: helper/dist/helper helper/dist/escape $(SOURCES) | build-deps
+agent: helper/dist/init helper/dist/escape $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
 # Measures what the journal costs; a run of it leaves no record.
 bin/agent-noaudit: agent
 	go build -trimpath -tags $(TAGS),noaudit -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
-# The program that goes into a run: static, no libc, embedded in agent.
-helper/dist/helper: $(filter helper/program/%,$(SOURCES))
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/program
+# The init of a run: static, no libc, embedded in agent.
+helper/dist/init: $(filter helper/init/%,$(SOURCES))
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/init
 
 # The program that tries to get out of a run, for agent selftest.
 helper/dist/escape: $(filter test/escape/%,$(SOURCES))
@@ -89,7 +89,7 @@ bin/h2spec:
 .PHONY: generate
 generate:
 	test/install.sh $(GENERATE_PACKAGES)
-	go generate ./bpf
+	go generate ./bpf ./helper
 
 .PHONY: lint
 lint: bin/golangci-lint-$(GOLANGCI_LINT) | build-deps
@@ -109,4 +109,4 @@ deps:
 
 .PHONY: clean
 clean:
-	rm -rf agent bin helper/dist/helper helper/dist/escape
+	rm -rf agent bin helper/dist/init helper/dist/escape

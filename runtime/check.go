@@ -74,7 +74,7 @@ func (c *Checker) Mount(m Mount) (Mount, error) {
 		return Mount{}, fmt.Errorf("mount %s at %q: the path in the run must be absolute", m.Source, m.Destination)
 	}
 	destination := filepath.Clean(m.Destination)
-	reserved := []string{"/proc", "/sys", "/dev", agentopsFolder}
+	reserved := []string{"/proc", "/sys", "/dev", Folder}
 	if destination == "/" || within(destination, reserved...) {
 		return Mount{}, fmt.Errorf("mount %s at %s: the run has its own there", m.Source, destination)
 	}

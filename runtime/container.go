@@ -42,7 +42,7 @@ type Container struct {
 // Create makes a run's container with everything in place but the command,
 // which Start starts. On error nothing is left.
 //
-// The first process in it is the helper, a copy of its own that the run sees
+// The first process in it is its init, a copy of its own that the run sees
 // read-only, so that nothing in the run ever holds a descriptor or a /proc link
 // of the agent's program (CVE-2019-5736 and its kind).
 func Create(cfg Config) (_ *Container, err error) {

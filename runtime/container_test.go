@@ -230,7 +230,7 @@ func TestFirstProcessIsOutOfReach(t *testing.T) {
 	for _, attempt := range []string{
 		"readlink /proc/1/fd/3", "readlink /proc/1/exe", "readlink /proc/1/root", "cat /proc/1/environ",
 		"true 3<>/proc/1/fd/3", "dd if=/dev/zero of=/proc/1/mem count=1 2>/dev/null", "cat /proc/1/exe",
-		"cp /bin/true /agentops/helper", "cat /proc/1/maps",
+		"cp /bin/true /agentops/init", "cat /proc/1/maps",
 	} {
 		if status, output := shell(t, attempt); status.Code == 0 {
 			t.Errorf("%s: status %+v, output %q", attempt, status, output)

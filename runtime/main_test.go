@@ -15,8 +15,8 @@ import (
 
 func init() { Init() }
 
-// helperImage is built once: what the tests run is the program, not a stand-in.
-var helperImage []byte
+// initImage is built once: what the tests run is the program, not a stand-in.
+var initImage []byte
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv("RUNTIME_TEST_ROLE"); role != "" {
@@ -32,13 +32,13 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/helper", "../helper/program")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/init", "../helper/init")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the helper: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "build init: %v\n%s", err, out)
 		return 1
 	}
-	if helperImage, err = os.ReadFile(dir + "/helper"); err != nil {
+	if initImage, err = os.ReadFile(dir + "/init"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -98,7 +98,7 @@ func newConfig(tb testing.TB, command ...string) Config {
 		Command:    command,
 		Env:        []string{"PATH=" + standardPath, "HOME=/root"},
 		Hostname:   "test-run",
-		Helper:     bytes.NewReader(helperImage),
+		Init:       bytes.NewReader(initImage),
 		ResolvConf: []byte("nameserver 198.18.0.1\n"),
 		Hosts:      []byte("127.0.0.1 localhost\n"),
 		Bundle:     []byte("the bundle\n"),

@@ -35,7 +35,7 @@ func (v *view) place(cfg *Config) error {
 		mounts = append(mounts, Mount{Source: stage(name), Destination: "/etc/" + name, ReadOnly: true})
 	}
 	mounts = append(mounts, v.stores...)
-	mounts = append(mounts, Mount{Source: stage("agentops"), Destination: agentopsFolder, ReadOnly: true})
+	mounts = append(mounts, Mount{Source: stage("agentops"), Destination: Folder, ReadOnly: true})
 	for _, m := range mounts {
 		if err := placeMount(root, m); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", m.Source, m.Destination, err)

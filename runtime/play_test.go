@@ -23,10 +23,10 @@ func play(role string) int {
 	return 1
 }
 
-// scene is what stdin describes; Helper is the Config's.
+// scene is what stdin describes; Init is the Config's.
 type scene struct {
 	RunDir string
-	Helper []byte
+	Init   []byte
 	Config Config
 }
 
@@ -37,7 +37,7 @@ func playAgent(claim bool) int {
 		return 1
 	}
 	cfg := play.Config
-	cfg.Helper = bytes.NewReader(play.Helper)
+	cfg.Init = bytes.NewReader(play.Init)
 	if claim {
 		c, err := TakeClaim(play.RunDir, "killed", Record{ID: cfg.ID, PID: os.Getpid(), Folder: cfg.Folder})
 		if err != nil {

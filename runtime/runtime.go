@@ -75,7 +75,7 @@ type Config struct {
 	Terminal              bool
 	Stdin, Stdout, Stderr *os.File
 
-	Helper     io.Reader       // the helper's image, read once; it is the run's PID 1
+	Init       io.Reader       // the image of the run's PID 1, helper/init, read once
 	Files      map[string]File // by path below /agentops, read-only in the run
 	Bundle     []byte          // trusted CA certificates, PEM; nil leaves the view's own
 	Authority  []byte          // the one of them that is the run's own, PEM
@@ -126,8 +126,8 @@ func (cfg *Config) check() error {
 	if len(cfg.Command) == 0 {
 		return errors.New("no command was given")
 	}
-	if cfg.Helper == nil {
-		return errors.New("no helper was given")
+	if cfg.Init == nil {
+		return errors.New("no init was given")
 	}
 	if !hasSeccomp {
 		return errors.New("this agent was built without seccomp (run make)")
@@ -140,7 +140,7 @@ func (cfg *Config) check() error {
 		}
 	}
 	for name := range cfg.Files {
-		if !filepath.IsLocal(name) || slices.Contains([]string{helperName, bundleName, authorityName, javaStoreName}, name) {
+		if !filepath.IsLocal(name) || slices.Contains([]string{initName, bundleName, authorityName, javaStoreName}, name) {
 			return fmt.Errorf("file %q of /agentops: the name cannot be used", name)
 		}
 	}

@@ -17,12 +17,12 @@ var maskedPaths = []string{
 // readonlyPaths of /proc change the host.
 var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 
-// The descriptors of the run's init: see helper/program.
+// The descriptors of the run's init: see helper/init.
 const lifelineFD = "3"
 
 // specification is the container in the terms of the OCI runtime specification.
 func specification(cfg *Config, v *view) *specs.Spec {
-	args := []string{HelperPath, "init"}
+	args := []string{Folder + "/" + initName}
 	if cfg.Terminal {
 		args = append(args, "--terminal")
 	}

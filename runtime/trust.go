@@ -29,7 +29,7 @@ const (
 	javaStoreName = "cacerts"
 
 	// BundlePath is the trusted CAs' in every run that has a bundle.
-	BundlePath = agentopsFolder + "/" + bundleName
+	BundlePath = Folder + "/" + bundleName
 )
 
 // bundlePaths are where systems keep the bundle of the CAs that they trust.
@@ -152,7 +152,7 @@ func (v *view) trust(cfg *Config) error {
 }
 
 func (v *view) staged(name string) string {
-	return filepath.Join(v.stage, agentopsFolder, name)
+	return filepath.Join(v.stage, Folder, name)
 }
 
 // replaceStores has what /agentops has under a name written to those of the paths
@@ -379,7 +379,7 @@ func appendJavaText(b []byte, text string) []byte {
 // it and wins.
 func withJavaStore(env []string) []string {
 	const name = "JAVA_TOOL_OPTIONS="
-	option := name + "-Djavax.net.ssl.trustStore=" + agentopsFolder + "/" + javaStoreName
+	option := name + "-Djavax.net.ssl.trustStore=" + Folder + "/" + javaStoreName
 	for i, entry := range env {
 		if given, found := strings.CutPrefix(entry, name); found {
 			env = slices.Clone(env)

@@ -17,11 +17,10 @@ import (
 )
 
 const (
-	agentopsFolder = "/agentops"
-	helperName     = "helper"
+	// Folder is that of ours in every run, read-only.
+	Folder = "/agentops"
 
-	// HelperPath is the helper's path in every run.
-	HelperPath = agentopsFolder + "/" + helperName
+	initName = "init"
 )
 
 // view is the tree that a run sees, put together on the container's thread.
@@ -218,7 +217,7 @@ func (v *view) fillStage(cfg *Config) error {
 			return err
 		}
 	}
-	return v.writeLater(filepath.Join(v.stage, "agentops", helperName), func() io.Reader { return cfg.Helper }, 0o555)
+	return v.writeLater(filepath.Join(v.stage, "agentops", initName), func() io.Reader { return cfg.Init }, 0o555)
 }
 
 // writeFile writes a new file, and the folders above it, with that very mode.

@@ -155,7 +155,7 @@ func TestPrivileges(t *testing.T) {
 	}
 }
 
-// tree is a small root filesystem: the helper's image as its only program.
+// tree is a small root filesystem: the image of init as its only program.
 func tree(t *testing.T) string {
 	t.Helper()
 	needRoot(t)
@@ -169,7 +169,7 @@ func tree(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	image := helperImage
+	image := initImage
 	if busybox != "" {
 		if image, err = os.ReadFile(busybox); err != nil {
 			t.Fatal(err)
@@ -181,7 +181,7 @@ func tree(t *testing.T) string {
 	return dir
 }
 
-// The only program in the tree is the helper: without a role it exits with 125.
+// The only program in the tree is init: without a command it exits with 125.
 func TestRootfs(t *testing.T) {
 	cfg := newConfig(t, "/bin/program")
 	cfg.Rootfs = tree(t)

@@ -12,6 +12,7 @@ import (
 	"agentops/audit"
 	"agentops/credsrv"
 	"agentops/credsrv/grant"
+	"agentops/helper"
 	"agentops/runtime"
 
 	"github.com/sirupsen/logrus"
@@ -82,17 +83,21 @@ func (e *env) fetchCredentials(ctx context.Context, spec *runSpec, owner ownerFu
 	return c, nil
 }
 
+// helperName is that of the credential helper in runtime.Folder.
+const helperName = "helper"
+
 // environment returns what the run's programs need to use the credentials.
 func (c *credentials) environment(server net.Addr, rootfs string) (env []string, files map[string]runtime.File) {
 	env, contents := credsrv.Environment(credsrv.EnvironmentConfig{
 		Grants: c.grants,
 		Server: server.String(),
 		Token:  c.server.Token(),
-		Folder: filepath.Dir(runtime.HelperPath),
-		Helper: runtime.HelperPath,
+		Folder: runtime.Folder,
+		Helper: runtime.Folder + "/" + helperName,
 		Shell:  hasShell(rootfs),
 	})
-	files = make(map[string]runtime.File, len(contents))
+	// It is there without a grant as well, to say so.
+	files = map[string]runtime.File{helperName: {Content: helper.Credential(), Mode: 0o555}}
 	for path, content := range contents {
 		files[path] = runtime.File{Content: content}
 	}

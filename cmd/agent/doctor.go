@@ -95,7 +95,7 @@ func (e *env) examine() []finding {
 		check("overlay", "overlayfs, Linux 4.0", "modprobe overlay", func() error {
 			return inFile("/proc/filesystems", "\toverlay\n", "the kernel does not know overlayfs")
 		}),
-		check("helper", "a binary built by make", "make", func() error { _, err := helper.Binary(); return err }),
+		check("init", "a binary built by make", "make", func() error { _, err := helper.Init(); return err }),
 		check("state folder", "a folder that can be written", "set AGENTOPS_STATE_DIR", func() error { return writable(e.stateDir()) }),
 		check("run folder", "a folder that can be written", "set AGENTOPS_RUN_DIR", func() error { return writable(e.runDir()) }),
 		check("trusted roots", "a CA bundle of the system", "apt-get install ca-certificates", trustedRoots),

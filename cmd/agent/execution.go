@@ -353,7 +353,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Stdin:      r.env.stdin,
 		Stdout:     asFile(r.env.stdout),
 		Stderr:     asFile(r.env.stderr),
-		Helper:     r.spec.helper,
+		Init:       r.spec.init,
 		Files:      files,
 		Bundle:     append(r.spec.bundle, r.authority.PEM()...), // which has room for it
 		Authority:  r.authority.PEM(),

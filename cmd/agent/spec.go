@@ -53,7 +53,7 @@ type runSpec struct {
 	network   mitm.Limits
 	roots     func() *x509.CertPool // of upstreams
 	bundle    []byte                // system roots, PEM
-	helper    io.Reader
+	init      io.Reader
 	terminal  bool
 	stdin     bool
 	quiet     bool
@@ -135,7 +135,7 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	if err := supported(); err != nil {
 		return nil, withHint(err, "agent doctor says what else this host has and lacks")
 	}
-	if s.helper, err = helper.Binary(); err != nil {
+	if s.init, err = helper.Init(); err != nil {
 		return nil, err
 	}
 	s.recorded = s.record(merged, host)

@@ -169,7 +169,7 @@ func (t *try) keyInFiles() verdict {
 	t.start()
 	for _, root := range []string{"/agentops", "/run", "/dev/shm", "/root", "/etc/ssl", "/etc/pki"} {
 		_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || !entry.Type().IsRegular() || path == "/agentops/helper" {
+			if err != nil || !entry.Type().IsRegular() || path == "/agentops/init" {
 				return nil //nolint:nilerr // what cannot be read has no secret
 			}
 			content, err := os.ReadFile(path)

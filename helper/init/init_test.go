@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 		if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0); errno != 0 {
 			panic(errno)
 		}
-		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
+		os.Exit(supervise(os.Args[2:], os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -199,10 +199,10 @@ func TestInitWithoutFilter(t *testing.T) {
 	}
 }
 
-func TestRunRefuses(t *testing.T) {
-	for _, args := range [][]string{nil, {"other"}, {"init"}, {"init", "3"}, {"init", "x", "--", "true"}, {"init", "2", "--", "true"}, {"init", "3", "--"}} {
+func TestSuperviseRefuses(t *testing.T) {
+	for _, args := range [][]string{nil, {"other"}, {"3"}, {"x", "--", "true"}, {"2", "--", "true"}, {"3", "--"}} {
 		var stderr strings.Builder
-		if code := run(args, &stderr, &stderr, os.Getenv); code != exitOurs || !strings.HasPrefix(stderr.String(), "agent: error: ") {
+		if code := supervise(args, &stderr); code != exitOurs || !strings.HasPrefix(stderr.String(), "agent: error: ") {
 			t.Errorf("%q: code %d, %q", args, code, stderr.String())
 		}
 	}

@@ -44,7 +44,7 @@ func supervise(args []string, stderr io.Writer) int {
 		args = args[1:]
 	}
 	if len(args) < 3 || args[1] != "--" {
-		fmt.Fprintln(stderr, "agent: error: usage: helper init [--terminal] FD -- COMMAND [ARG...]")
+		fmt.Fprintln(stderr, "agent: error: usage: init [--terminal] FD -- COMMAND [ARG...]")
 		return exitOurs
 	}
 	lifeline, err := strconv.Atoi(args[0])
