@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"agentops/mitm/policy"
@@ -25,7 +26,8 @@ type h2Client struct {
 	flow *flow
 	link *link
 
-	extended bool // it was told that it may use extended CONNECT (RFC 8441)
+	extended bool        // it was told that it may use extended CONNECT (RFC 8441)
+	referred atomic.Bool // a request was, to another connection
 }
 
 // serveHTTP2 serves the connection of a client that speaks HTTP/2. ahead has what was
@@ -67,15 +69,19 @@ func (c *h2Client) serve(conn closeWriter) error {
 		err = c.begin()
 	}
 	if err == nil {
-		err = conn.SetReadDeadline(time.Time{})
+		err = l.until(time.Time{})
 	}
 	if err == nil {
-		err = l.serve()
+		err = l.why(l.serve())
 	}
-	if e, ok := errors.AsType[*connectionError](err); ok {
+	l.flushTouched() // for others, who wait for it
+	e, ok := errors.AsType[*connectionError](err)
+	if ok {
 		// An error is the journal's own, which ends the run.
 		_, _ = c.flow.malformed(malform(e.Error()))
 		l.sayGoAway(e.code)
+	}
+	if ok || errors.Is(err, os.ErrDeadlineExceeded) { // it is to read why
 		if conn.CloseWrite() == nil && conn.SetReadDeadline(time.Now().Add(c.flow.proxy.limits.linger)) == nil {
 			_, _ = io.CopyN(io.Discard, conn, c.flow.proxy.limits.drained)
 		}
@@ -118,11 +124,11 @@ func (c *h2Client) headers(id uint32, h *half, endStream, tooLong bool) error {
 	s := &stream{whole: endStream, length: noLength, resLength: noLength}
 	s.toClient = half{stream: s, link: l, id: id, inflow: streamWindow, ahead: streamWindow, received: endStream}
 	l.mu.Lock()
-	begun, many := id <= l.last, len(l.halves) >= maxStreams
+	begun, left, many := id <= l.last, l.leaving, len(l.halves) >= maxStreams
 	if !begun {
 		l.last = id
 	}
-	if !begun && !many {
+	if !begun && !left && !many {
 		s.toClient.window = l.initial
 		l.halves[id] = &s.toClient
 		f.proxy.open.Add(1) // its record may come after its flow's
@@ -131,6 +137,8 @@ func (c *h2Client) headers(id uint32, h *half, endStream, tooLong bool) error {
 	switch {
 	case begun:
 		return &connectionError{codeStreamClosed, fmt.Sprintf("a head on stream %d, which is over", id)}
+	case left:
+		return nil // it has been told so
 	case many:
 		l.reset(id, codeRefused)
 		return nil
@@ -168,28 +176,35 @@ func (c *h2Client) answer(s *stream, r *refusal) error {
 // connect sends a request to its upstream; again: not by who reads the client.
 func (c *h2Client) connect(s *stream, again bool) {
 	if err := c.flow.unreachable; err != nil {
-		s.answer(s.failed(err))
+		s.answer(s.failing(err))
 		return
 	}
 	waits := c.link
 	if again {
 		waits = nil
 	}
-	for {
-		up, err := c.flow.proxy.upstreams.take(c.ctx, c.flow, s.endpoint(), waits)
+	for tries := 0; ; {
+		up, fresh, err := c.flow.proxy.upstreams.take(c.ctx, c.flow, s.endpoint(), waits)
 		switch {
 		case errors.Is(err, errOnlyHTTP1):
-			s.fail(err, codeHTTP1, false)
+			c.refer(s, err)
 			return
 		case err != nil:
-			s.answer(s.failed(err))
+			s.answer(s.failing(err))
 			return
 		}
 		if s.head.protocol != "" && !up.extended(c.ctx, c.flow) {
-			s.answer(s.failed(errNotExtended))
+			s.answer(s.failing(errNotExtended))
 			return
 		}
-		if first, ok := up.open(s, s.outgoingHead()); ok {
+		s.mu.Lock()
+		if s.over.Load() { // its client has gone meanwhile, and its record is being written
+			s.mu.Unlock()
+			return
+		}
+		fields := s.outgoingHead()
+		s.mu.Unlock()
+		if first, ok := up.open(s, fields); ok {
 			if s.over.Load() { // its client has gone meanwhile
 				h := s.outgoing()
 				h.link.reset(h.id, codeCancel)
@@ -202,7 +217,24 @@ func (c *h2Client) connect(s *stream, again bool) {
 			}
 			return
 		}
+		if fresh {
+			if tries++; tries == mostTries {
+				s.answer(s.failing(errNoRoom))
+				return
+			}
+		}
 	}
+}
+
+// refer has the client ask again on another connection, which will be of HTTP/1.1. Some
+// do when a stream is refused, and take GOAWAY for the end; others ask again on this
+// connection, until that comes.
+func (c *h2Client) refer(s *stream, err error) {
+	c.link.reset(s.toClient.id, codeRefused)
+	if c.referred.Swap(true) {
+		c.link.sayGoAway(codeNone)
+	}
+	s.finish(err)
 }
 
 // outgoingHead is the head as it came, but for what is of one connection only, and the

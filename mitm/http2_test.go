@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -22,6 +23,8 @@ import (
 type frames struct {
 	t *testing.T
 	*http2.Framer
+	conn   net.Conn
+	stream uint32 // that is looked at
 	block  bytes.Buffer
 	fields *hpack.Encoder
 }
@@ -35,7 +38,7 @@ func newFrames(t *testing.T, b *bench) *frames {
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
-	f := &frames{t: t, Framer: http2.NewFramer(conn, conn)}
+	f := &frames{t: t, conn: conn, Framer: http2.NewFramer(conn, conn)}
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	f.fields = hpack.NewEncoder(&f.block)
 	if err := f.WriteSettings(); err != nil {
@@ -64,6 +67,12 @@ func (f *frames) ask(stream uint32, whole bool, fields ...string) string {
 	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: whole}); err != nil {
 		f.t.Fatal(err)
 	}
+	return f.outcome(stream)
+}
+
+// outcome is what becomes of a request.
+func (f *frames) outcome(stream uint32) string {
+	f.t.Helper()
 	for {
 		frame, err := f.ReadFrame()
 		if err != nil {

@@ -17,6 +17,9 @@ var errOnlyHTTP1 = errors.New("the upstream does not speak HTTP/2 any more")
 // errNotExtended is that of one which did take extended CONNECT, and does not any more.
 var errNotExtended = errors.New("the upstream takes no CONNECT with :protocol on this connection")
 
+// errNoRoom is the end of a request whose upstream takes none now.
+var errNoRoom = errors.New("the upstream takes no requests now")
+
 // h2Upstream is a connection of HTTP/2 to an upstream. All clients of the run share it.
 type h2Upstream struct {
 	upstreams *upstreams
@@ -30,17 +33,22 @@ type h2Upstream struct {
 func newH2Upstream(u *upstreams, to endpoint, conn net.Conn, under *socket) *h2Upstream {
 	l := newLink(u.proxy, conn, under, maxResponse, sharedWindow)
 	up := &h2Upstream{upstreams: u, link: l, to: to, address: conn.RemoteAddr().String(), settled: make(chan struct{})}
-	l.end, l.shared = up, true
+	l.end, l.shared, l.allowed = up, true, firstStreams
 	l.out = append(l.out, preface...)
 	l.out = appendSettings(l.out, settingPush, 0, settingWindow, streamWindow, settingHeaderList, maxResponse)
 	l.out = appendWindow(l.out, 0, sharedWindow-defaultWindow)
 	return up
 }
 
-// share takes a connection into the books, for who has the lock.
-func (u *upstreams) share(up *h2Upstream) {
+// share takes a connection into the books, for who has the lock; false: none is any more.
+func (u *upstreams) share(up *h2Upstream) bool {
+	if u.shared == nil {
+		_ = up.link.conn.Close()
+		return false
+	}
 	u.shared[up.to] = append(u.shared[up.to], up)
 	u.serving.Go(up.serve)
+	return true
 }
 
 // extended reports whether the flow's upstream takes extended CONNECT (RFC 8441), as far
@@ -66,44 +74,66 @@ func (up *h2Upstream) extended(ctx context.Context, f *flow) bool {
 	return up.link.extended
 }
 
-// take returns a connection that has room for a stream. waits is the link whose reader
-// does, if one does; what that has to write goes out before.
-func (u *upstreams) take(ctx context.Context, f *flow, to endpoint, waits *link) (*h2Upstream, error) {
+// dialing is a connection that is being made. Who waits for it has its error, too.
+type dialing struct {
+	done chan struct{}
+	err  error
+}
+
+// take returns a connection that has room for a stream, and whether it is new. waits is
+// the link whose reader does, if one does; what that has to write goes out before.
+func (u *upstreams) take(ctx context.Context, f *flow, to endpoint, waits *link) (up *h2Upstream, fresh bool, err error) {
+	allowed := firstStreams // on a connection, says the upstream
 	for {
 		u.mu.Lock()
 		for _, up := range u.shared[to] {
-			if up.hasRoom() {
+			room, most := up.hasRoom()
+			if room {
 				u.mu.Unlock()
-				return up, nil
+				return up, false, nil
 			}
+			allowed = most
 		}
-		dialing := u.dialing[to]
-		if dialing == nil {
+		d := u.dialing[to]
+		if d == nil {
 			break
 		}
 		u.mu.Unlock()
+		if waits != nil {
+			waits.flushTouched()
+		}
 		select {
-		case <-dialing:
+		case <-d.done:
+			if d.err != nil {
+				return nil, false, d.err
+			}
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, false, ctx.Err()
 		}
 	}
-	done := make(chan struct{})
-	u.dialing[to] = done
+	if allowed == 0 {
+		u.mu.Unlock()
+		return nil, false, errNoRoom // another would take none, either
+	}
+	d := &dialing{done: make(chan struct{})}
+	u.dialing[to] = d
 	u.mu.Unlock()
 	if waits != nil {
 		waits.flushTouched()
 	}
-	up, err := u.dialHTTP2(ctx, f, to)
+	up, d.err = u.dialHTTP2(ctx, f, to)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.dialing, to)
-	close(done)
-	if err != nil {
-		return nil, err
+	close(d.done)
+	if d.err != nil {
+		return nil, false, d.err
 	}
-	u.share(up)
-	return up, nil
+	up.link.allowed = allowed
+	if !u.share(up) {
+		return nil, false, net.ErrClosed
+	}
+	return up, true, nil
 }
 
 func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Upstream, error) {
@@ -128,10 +158,11 @@ func (u *upstreams) dialHTTP2(ctx context.Context, f *flow, to endpoint) (*h2Ups
 	return newH2Upstream(u, to, conn, conn.NetConn().(*socket)), nil
 }
 
-func (up *h2Upstream) hasRoom() bool {
+// hasRoom also returns how many streams the upstream lets us have.
+func (up *h2Upstream) hasRoom() (room bool, allowed int) {
 	up.link.mu.Lock()
 	defer up.link.mu.Unlock()
-	return up.link.hasRoom()
+	return up.link.hasRoom(), up.link.allowed
 }
 
 // open begins a stream; false: there is no room any more.
@@ -166,6 +197,7 @@ func (up *h2Upstream) serve() {
 	if err == nil {
 		err = l.serve()
 	}
+	err = l.why(err)
 	if e, ok := errors.AsType[*connectionError](err); ok {
 		l.sayGoAway(e.code)
 	}
@@ -193,8 +225,10 @@ func (u *upstreams) drop(up *h2Upstream) {
 			kept = append(kept, other)
 		}
 	}
-	if u.shared[up.to] = kept; len(kept) == 0 {
+	if len(kept) == 0 {
 		delete(u.shared, up.to)
+	} else {
+		u.shared[up.to] = kept
 	}
 }
 
@@ -233,24 +267,8 @@ func (up *h2Upstream) headers(id uint32, h *half, endStream, tooLong bool) error
 
 // reset implements end.
 func (up *h2Upstream) reset(h *half, code errorCode) {
-	s := h.stream
-	client := s.toClient.link
-	client.mu.Lock()
-	whole := s.toClient.ending || s.toClient.ended
-	client.mu.Unlock()
-	if code == codeNone && whole {
-		// It has answered, and wants no more of the request.
-		s.mu.Lock()
-		s.local = true
-		s.mu.Unlock()
-		if s.state.Load()&responseSent != 0 {
-			client.reset(s.toClient.id, codeNone)
-			s.finish(nil)
-		}
-		return
-	}
 	up.link.forget(h)
-	s.fail(fmt.Errorf("the upstream has reset the stream: %s", code), code, code == codeRefused)
+	h.stream.fail(fmt.Errorf("the upstream has reset the stream: %s", code), code, code == codeRefused)
 }
 
 // goAway implements end: what the upstream has not seen goes to another connection, or

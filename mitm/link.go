@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -19,13 +20,19 @@ const (
 	linkWindow   = 1 << 20   // and on all of them, a client
 	sharedWindow = 16 << 20  // an upstream, of what we have not read yet
 	mostAhead    = 4 << 20   // on an upstream's stream that is taken as fast as it comes
+	mostGrown    = 16 << 20  // beyond streamWindow, on all those of a client's connection
 	maxStreams   = 250       // that a client may have open
+	firstStreams = 100       // that we open before an upstream has said how many; fewer is unusual
+	mostTries    = 3         // new connections that are made for one stream
+	manyFields   = 64        // of a head; room for more is not kept
 	// outFull is from when on data waits, and outFlooded what waits for no peer that reads
 	// what it is answered.
 	outFull    = 64 << 10
 	outFlooded = 1 << 20
 	// mostTaken is what is read ahead of writing what comes of it.
 	mostTaken = 32 << 10
+	// outMost is what waits for a peer at most: heads, which wait for no window.
+	outMost = 4 << 20
 )
 
 // link is one connection of HTTP/2, to a client or to an upstream. One goroutine reads
@@ -44,9 +51,11 @@ type link struct {
 	ahead   []byte // what was read before there was a reader
 	decoder *hpack.Decoder
 	fields  []hpack.HeaderField // of the block that is being read
-	size    int                 // of their names and values
+	size    int                 // of them, as RFC 9113 counts, section 6.5.2: 32 bytes each beside
 	most    int                 // that are kept
 	touched []*link             // that this reader has made something to write for
+
+	grown atomic.Int64 // what upstreams may send ahead to the client, beyond streamWindow each
 
 	mu       sync.Mutex
 	out      []byte
@@ -54,6 +63,7 @@ type link struct {
 	writing  bool
 	blocked  bool // the kernel takes no more
 	closed   bool
+	overrun  bool // because too much waits for it
 	encoder  *hpack.Encoder
 	encoded  bytes.Buffer
 	halves   map[uint32]*half // by stream
@@ -63,6 +73,7 @@ type link struct {
 	moved    []moved          // since the lock was taken
 	last     uint32           // stream that was begun
 	allowed  int              // streams that the peer lets us have
+	greeted  bool             // it has said so, or that there is no limit
 	leaving  bool             // the peer begins no stream any more, or takes none
 	idle     time.Time        // since when there is no stream
 	inflow   int64            // what the peer may send yet
@@ -71,6 +82,9 @@ type link struct {
 	shared   bool             // by clients: one that takes nothing must not stop the others
 	room     int64            // what it may send at most
 }
+
+// errOverrun is the end of a connection whose peer does not read.
+var errOverrun = errors.New("the peer does not read what it is sent")
 
 // end is what a link leads to. A nil half is of a stream that is over, or has not begun.
 type end interface {
@@ -91,7 +105,7 @@ func newLink(p *Proxy, conn net.Conn, under *socket, most int, window int64) *li
 	}
 	l.encoder = hpack.NewEncoder(&l.encoded)
 	l.decoder = hpack.NewDecoder(defaultTable, func(f hpack.HeaderField) {
-		if l.size += len(f.Name) + len(f.Value); l.size <= l.most {
+		if l.size += int(f.Size()); l.size <= l.most {
 			l.fields = append(l.fields, f)
 		}
 	})
@@ -249,9 +263,9 @@ func (l *link) frame(f frame) error {
 			return err
 		}
 		if len(p) != sizeOfPriority {
-			l.reset(f.stream, codeFrameSize)
+			return l.misplaced(f, &connectionError{codeFrameSize, "a priority that is not of 5 bytes"})
 		} else if binary.BigEndian.Uint32(p)&maxStreamID == f.stream {
-			l.reset(f.stream, codeProtocol)
+			return l.misplaced(f, &connectionError{codeProtocol, "a stream that depends on itself"})
 		}
 	case frameReset:
 		if err := f.check(sizeOfReset, true); err != nil {
@@ -291,6 +305,18 @@ func (l *link) frame(f frame) error {
 	return nil // others are nothing (RFC 9113, section 4.1)
 }
 
+// misplaced ends the stream of a frame that may come on any, be it over or not begun.
+func (l *link) misplaced(f frame, e *connectionError) error {
+	l.mu.Lock()
+	h := l.halves[f.stream]
+	l.mu.Unlock()
+	if h != nil {
+		return l.end.broken(f.stream, h, e)
+	}
+	l.reset(f.stream, e.code)
+	return nil
+}
+
 // half finds the stream of a frame; nil: it is over.
 func (l *link) half(f frame) (*half, error) {
 	l.mu.Lock()
@@ -316,6 +342,9 @@ func (l *link) settings(f frame, p []byte) error {
 		return &connectionError{codeFrameSize, "half a setting"}
 	}
 	l.mu.Lock()
+	if !l.greeted {
+		l.greeted, l.allowed = true, maxStreams
+	}
 	for ; len(p) > 0; p = p[sizeOfSetting:] {
 		value := binary.BigEndian.Uint32(p[2:])
 		var wrong *connectionError
@@ -405,11 +434,23 @@ func (l *link) hasRoom() bool {
 	return !l.leaving && !l.closed && len(l.halves) < l.allowed && l.last < maxStreamID-2
 }
 
-// sleepy reports whether there was no stream for too long.
+// sleepy reports, once, whether there was no stream for too long. None begins any more then.
 func (l *link) sleepy(now time.Time, most time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.halves) == 0 && now.Sub(l.idle) > most
+	sleepy := !l.leaving && len(l.halves) == 0 && now.Sub(l.idle) > most
+	l.leaving = l.leaving || sleepy
+	return sleepy
+}
+
+// until bounds what is read from now on: by no time at all, if there is nothing to come.
+func (l *link) until(t time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.leaving && len(l.halves) == 0 {
+		t = past
+	}
+	return l.conn.SetReadDeadline(t)
 }
 
 // all are the streams that are open; none begins any more.

@@ -284,6 +284,10 @@ func upstream(t testing.TB, http2 bool, handler http.HandlerFunc) *httptest.Serv
 
 func plain(t *testing.T, handler http.HandlerFunc) *httptest.Server {
 	t.Helper()
+	return unencrypted(t, handler)
+}
+
+func unencrypted(t testing.TB, handler http.HandlerFunc) *httptest.Server {
 	s := httptest.NewUnstartedServer(handler)
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetHTTP1(true)

@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -91,76 +92,49 @@ func (l *link) header(f frame) error {
 	if f.stream == 0 {
 		return &connectionError{codeProtocol, "HEADERS on stream 0"}
 	}
-	begin, rest := f, 0
-	if f.has(flagPadded) {
-		b, err := l.in.ReadByte()
-		if err != nil {
+	begin, bounded := f, !f.has(flagEndHeaders) || l.in.Buffered() < f.length
+	if bounded {
+		if err := l.until(time.Now().Add(l.proxy.config.Limits.HeaderTimeout)); err != nil {
 			return err
 		}
-		f.length--
-		rest = int(b)
+	}
+	block, err := l.payload(f)
+	if err != nil {
+		return err
+	}
+	if f.has(flagPadded) {
+		if len(block) == 0 || int(block[0]) >= len(block) {
+			return &connectionError{codeProtocol, "more padding than there is frame"}
+		}
+		block = block[1 : len(block)-int(block[0])]
 	}
 	itself := false
 	if f.has(flagPriority) {
-		p, err := l.in.Peek(sizeOfPriority)
-		if err != nil {
+		if len(block) < sizeOfPriority {
+			return &connectionError{codeProtocol, "more padding than there is frame"}
+		}
+		itself = binary.BigEndian.Uint32(block)&maxStreamID == f.stream
+		block = block[sizeOfPriority:]
+	}
+	if !f.has(flagEndHeaders) {
+		if block, err = l.continued(begin.stream, bytes.Clone(block)); err != nil {
 			return err
 		}
-		itself = binary.BigEndian.Uint32(p)&maxStreamID == f.stream
-		_, _ = l.in.Discard(sizeOfPriority)
-		f.length -= sizeOfPriority
-	}
-	if f.length -= rest; f.length < 0 {
-		return &connectionError{codeProtocol, "more padding than there is frame"}
 	}
 	l.fields, l.size = l.fields[:0], 0
-	for n := 0; ; n++ {
-		for f.length > 0 {
-			if l.in.Buffered() == 0 {
-				if err := l.conn.SetReadDeadline(time.Now().Add(l.proxy.config.Limits.HeaderTimeout)); err != nil {
-					return err
-				}
-			}
-			if _, err := l.in.Peek(1); err != nil {
-				return err
-			}
-			p, _ := l.in.Peek(min(f.length, l.in.Buffered()))
-			if _, err := l.decoder.Write(p); err != nil {
-				return l.notDecoded(err)
-			}
-			f.length -= len(p)
-			_, _ = l.in.Discard(len(p))
-		}
-		if _, err := l.in.Discard(rest); err != nil {
-			return err
-		}
-		if l.size > 2*l.most || n > l.most/maxFrame+64 {
-			return &connectionError{codeCalm, fmt.Sprintf("a head of more than %d bytes", 2*l.most)}
-		}
-		if f.has(flagEndHeaders) {
-			break
-		}
-		if err := l.conn.SetReadDeadline(time.Now().Add(l.proxy.config.Limits.HeaderTimeout)); err != nil {
-			return err
-		}
-		p, err := l.in.Peek(frameHead)
-		if err != nil {
-			return err
-		}
-		f, rest = parseFrame(p), 0
-		_, _ = l.in.Discard(frameHead)
-		if f.kind != frameContinuation || f.stream != begin.stream {
-			return &connectionError{codeProtocol, "a header block is not continued"}
-		}
-		if f.length > maxFrame {
-			return &connectionError{codeFrameSize, "a frame of more than 16,384 bytes"}
-		}
+	if _, err := l.decoder.Write(block); err != nil {
+		return l.notDecoded(err)
 	}
 	if err := l.decoder.Close(); err != nil {
 		return l.notDecoded(err)
 	}
-	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
-		return err
+	if l.size > 2*l.most {
+		return l.tooLong()
+	}
+	if bounded {
+		if err := l.until(time.Time{}); err != nil {
+			return err
+		}
 	}
 	l.mu.Lock()
 	h := l.halves[begin.stream]
@@ -175,7 +149,44 @@ func (l *link) header(f frame) error {
 	case late:
 		return l.end.broken(begin.stream, h, &connectionError{codeStreamClosed, "a head behind the end of its stream"})
 	}
-	return l.end.headers(begin.stream, h, begin.has(flagEndStream), l.size > l.most)
+	err = l.end.headers(begin.stream, h, begin.has(flagEndStream), l.size > l.most)
+	clear(l.fields) // they may be large
+	if cap(l.fields) > manyFields {
+		l.fields = nil
+	}
+	return err
+}
+
+// continued reads the rest of a header block, which is decoded as one: the decoder would
+// look at it from the beginning again with each frame, and keep the room for it.
+func (l *link) continued(stream uint32, block []byte) ([]byte, error) {
+	for n := 0; ; n++ {
+		p, err := l.in.Peek(frameHead)
+		if err != nil {
+			return nil, err
+		}
+		f := parseFrame(p)
+		_, _ = l.in.Discard(frameHead)
+		if f.kind != frameContinuation || f.stream != stream {
+			return nil, &connectionError{codeProtocol, "a header block is not continued"}
+		}
+		if f.length > maxFrame {
+			return nil, &connectionError{codeFrameSize, "a frame of more than 16,384 bytes"}
+		}
+		if p, err = l.payload(f); err != nil {
+			return nil, err
+		}
+		if block = append(block, p...); len(block) > 2*l.most || n > l.most/maxFrame+64 {
+			return nil, l.tooLong()
+		}
+		if f.has(flagEndHeaders) {
+			return block, nil
+		}
+	}
+}
+
+func (l *link) tooLong() error {
+	return &connectionError{codeCalm, fmt.Sprintf("a head of more than %d bytes", 2*l.most)}
 }
 
 func (l *link) notDecoded(err error) error {

@@ -55,6 +55,20 @@ func (l *link) append(h *half, fields []hpack.HeaderField, end bool) {
 	if end {
 		l.sentAll(h)
 	}
+	if len(l.out) > outMost && !l.closed {
+		l.closed, l.overrun = true, true
+		_ = l.under.Close() // who reads learns of it
+	}
+}
+
+// why is what has ended the link.
+func (l *link) why(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.overrun {
+		return errOverrun
+	}
+	return err
 }
 
 func (l *link) sentAll(h *half) {
@@ -181,7 +195,7 @@ func (l *link) credit(h *half, n int64) {
 	if h != nil && !h.received && !h.dead {
 		h.owed += n
 		if h.owed >= h.ahead/2 {
-			if l.shared && h.ahead < mostAhead && h.inflow < h.ahead/2+h.ahead/4 {
+			if l.shared && h.ahead < mostAhead && h.inflow < h.ahead/2+h.ahead/4 && h.stream.toClient.link.mayGrow(h.ahead) {
 				h.owed += h.ahead
 				h.ahead *= 2
 			}
@@ -195,6 +209,15 @@ func (l *link) credit(h *half, n int64) {
 	if more {
 		l.flush()
 	}
+}
+
+// mayGrow takes room for n bytes more that upstreams may send ahead to a client.
+func (l *link) mayGrow(n int64) bool {
+	if l.grown.Add(n) <= mostGrown {
+		return true
+	}
+	l.grown.Add(-n)
+	return false
 }
 
 // reset ends a stream by a word to the peer.
@@ -213,6 +236,10 @@ func (l *link) forget(h *half) {
 	l.mu.Lock()
 	h.dead = true
 	delete(l.halves, h.id)
+	if l.shared {
+		h.stream.toClient.link.grown.Add(streamWindow - h.ahead)
+		h.ahead = streamWindow
+	}
 	if h.owed = 0; len(l.halves) == 0 {
 		l.idle = time.Now()
 	}

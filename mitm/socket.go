@@ -79,8 +79,13 @@ func (s *socket) read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (s *socket) Write(p []byte) (int, error) {
-	if s.held != nil && s.held.keep(p) {
-		return len(p), nil
+	if s.held != nil {
+		if kept, most := s.held.keep(p); most {
+			_ = s.Close()
+			return 0, errOverrun
+		} else if kept {
+			return len(p), nil
+		}
 	}
 	s.out.p, s.out.n, s.out.err = p, 0, nil
 	err := s.raw.Write(s.out.attempt)
@@ -183,14 +188,14 @@ func (s *socket) holding() bool {
 	return s.held.busy
 }
 
-// keep takes what comes behind something that is held.
-func (h *held) keep(p []byte) bool {
+// keep takes what comes behind something that is held, up to the most that may be.
+func (h *held) keep(p []byte) (kept, most bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.busy {
 		h.p = append(h.p, p...)
 	}
-	return h.busy
+	return h.busy, len(h.p) > 2*outMost
 }
 
 // begin takes the rest of a write, which goes out when the kernel takes it.

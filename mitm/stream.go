@@ -108,19 +108,43 @@ func (s *stream) ended(to *half) {
 		}
 		return
 	}
+	before := s.state.Or(responseSent) // and then look: see complete
 	s.mu.Lock()
 	local := s.local
 	s.mu.Unlock()
-	client := to.link
-	client.mu.Lock()
-	received := to.received
-	client.mu.Unlock()
-	if before := s.state.Or(responseSent); before&requestSent != 0 || local {
-		if !received {
-			client.reset(to.id, codeNone)
-		}
-		s.finish(nil)
+	if before&requestSent != 0 || local {
+		s.close()
 	}
+}
+
+// close ends a stream whose response has gone out; of the request nothing more is wanted.
+func (s *stream) close() {
+	client := s.toClient.link
+	client.mu.Lock()
+	received := s.toClient.received
+	client.mu.Unlock()
+	if !received {
+		client.reset(s.toClient.id, codeNone)
+	}
+	s.finish(nil)
+}
+
+// complete reports whether the upstream has answered in full. Its end is none of the
+// stream's then: the client gets what it has not got yet.
+func (s *stream) complete() bool {
+	client := s.toClient.link
+	client.mu.Lock()
+	whole := s.toClient.ending || s.toClient.ended
+	client.mu.Unlock()
+	if whole {
+		s.mu.Lock()
+		s.local = true
+		s.mu.Unlock()
+		if s.state.Load()&responseSent != 0 {
+			s.close()
+		}
+	}
+	return whole
 }
 
 // finish takes the stream out of the books and writes its record. An error says why it
@@ -154,7 +178,8 @@ func (s *stream) cancel(err error) {
 	s.finish(err)
 }
 
-// fail ends a stream whose upstream has failed: by an answer, if it has not begun to.
+// fail ends a stream whose upstream has failed, unless the response is all here: by an
+// answer, if it has not begun to.
 // retry: the upstream has not seen it.
 func (s *stream) fail(err error, code errorCode, retry bool) {
 	s.mu.Lock()
@@ -164,20 +189,35 @@ func (s *stream) fail(err error, code errorCode, retry bool) {
 	}
 	s.mu.Unlock()
 	switch {
-	case s.over.Load():
+	case s.over.Load(), s.complete():
 	case retry:
-		go s.flow.http2().connect(s, true)
+		// Who fails it is one that is waited for, as well.
+		s.flow.proxy.upstreams.serving.Go(func() { s.flow.http2().connect(s, true) })
 	case answered || code == codeHTTP1 || code == codeRefused:
 		s.toClient.link.reset(s.toClient.id, code)
 		s.finish(err)
 	default:
-		s.answer(s.failed(err))
+		s.answer(s.failing(err))
 	}
+}
+
+// failing is the answer to a stream that has failed, if nobody has ended it meanwhile:
+// its record is being written then.
+func (s *stream) failing(err error) (problem, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over.Load() {
+		return problem{}, err
+	}
+	return s.failed(err)
 }
 
 // answer sends an answer of ours, unless what is to be recorded of it could not be.
 func (s *stream) answer(p problem, unrecorded error) {
 	kind, text, err := s.document(p)
+	if s.over.Load() {
+		return
+	}
 	if unrecorded != nil || err != nil {
 		_ = s.flow.conn.socket.Close()
 		return

@@ -28,10 +28,10 @@ type upstreams struct {
 	serving  sync.WaitGroup // connections of HTTP/2
 
 	mu      sync.Mutex
-	shared  map[endpoint][]*h2Upstream // of HTTP/2, that take requests
-	dialing map[endpoint]chan struct{} // is closed when there is one more, or none
-	spoke   map[string][]string        // by host:port: the ALPN protocols of an upstream
-	ready   map[string][]*tls.Conn     // by host:port: of HTTP/1, connected to learn that, unused
+	shared  map[endpoint][]*h2Upstream // of HTTP/2, that take requests; nil: none is taken any more
+	dialing map[endpoint]*dialing
+	spoke   map[string][]string    // by host:port: the ALPN protocols of an upstream
+	ready   map[string][]*tls.Conn // by host:port: of HTTP/1, connected to learn that, unused
 	// by host:port: until when the certificate need not be seen again
 	verified     map[string]time.Time
 	certificates map[string]bool // by host:port: who has asked for a client's
@@ -41,7 +41,7 @@ func newUpstreams(p *Proxy) *upstreams {
 	u := &upstreams{proxy: p, spoke: make(map[string][]string), ready: make(map[string][]*tls.Conn),
 		verified: make(map[string]time.Time), certificates: make(map[string]bool), sessions: tls.NewLRUClientSessionCache(maxSessions)}
 	u.idle.conns, u.idle.most = make(map[endpoint][]*upstreamConn), min(upstreamIdle, p.config.Limits.IdleTimeout)
-	u.shared, u.dialing = make(map[endpoint][]*h2Upstream), make(map[endpoint]chan struct{})
+	u.shared, u.dialing = make(map[endpoint][]*h2Upstream), make(map[endpoint]*dialing)
 	return u
 }
 
@@ -222,6 +222,7 @@ func (u *upstreams) close() {
 			_ = up.link.conn.Close()
 		}
 	}
+	u.shared = nil
 	u.mu.Unlock()
 	u.serving.Wait()
 	u.mu.Lock()
