@@ -13,6 +13,7 @@ var mayImport = map[string][]string{
 	"audit":          {},
 	"bpf":            {},
 	"netns":          {},
+	"runtime/pages":          {},
 	"helper":         {},
 	"runtime":        {"audit", "runtime"},
 	"runtime/child":  {},

@@ -9,6 +9,8 @@ import (
 	"runtime/metrics"
 	"time"
 
+	"agentops/runtime/pages"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -63,6 +65,7 @@ func tendMemory(ctx context.Context) error {
 		if spent-last > busy {
 			idle = 0
 		} else if idle++; idle == quiet {
+			pages.Small() // or what is given back would be filled again
 			debug.FreeOSMemory()
 			if program == nil {
 				program = newProgramPages()

@@ -1,0 +1,12 @@
+// Package pages has the kernel back the beginning of Go's heap by large pages: a
+// start touches two or three in place of a thousand small ones, each of which is an
+// entry into the kernel. Go's runtime takes its heap by C's mmap where a program has
+// C in it, for the sake of those who stand in between; this package's does.
+package pages
+
+// void agentops_small_pages(void);
+import "C"
+
+// Small ends that. What is given back to the kernel stays with it then; else it
+// would in its own time fill a large page again that has become small ones.
+func Small() { C.agentops_small_pages() }
