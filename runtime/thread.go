@@ -49,6 +49,9 @@ func isolate() error {
 	if unix.Gettid() == os.Getpid() {
 		return errors.New("the first thread was to drive a container: runtime.Init was not called")
 	}
+	if err := wakeExactly(); err != nil {
+		return err
+	}
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare a mount namespace: %w", err)
 	}
@@ -61,6 +64,16 @@ func isolate() error {
 		return fmt.Errorf("change to /: %w", err)
 	}
 	return nil
+}
+
+// wakeExactly has the current thread, and so the run, wake as exactly as the first one:
+// sysmon may have started it.
+func wakeExactly() error {
+	slack, err := readNumber("/proc/self/timerslack_ns")
+	if err != nil {
+		return fmt.Errorf("read how late a thread may wake: %w", err)
+	}
+	return os.NewSyscallError("prctl PR_SET_TIMERSLACK", unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0))
 }
 
 // do calls f on the thread.

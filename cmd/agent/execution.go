@@ -24,6 +24,7 @@ import (
 	"agentops/mitm/resolver"
 	"agentops/netns"
 	"agentops/runtime"
+	"agentops/runtime/sysmon"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -62,6 +63,8 @@ var errOver = errors.New("the run is over")
 // did not start, or was ended for it.
 func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) {
 	deferCollection()
+	sysmon.Slow()
+	time.AfterFunc(time.Second, sysmon.Restore)
 	r := &execution{env: e, spec: spec, log: e.logger()}
 	r.stopped, r.stop = context.WithCancelCause(ctx)
 	began := time.Now()
