@@ -1,7 +1,8 @@
-// Package pages has the kernel back the beginning of Go's heap by large pages: a
-// start touches two or three in place of a thousand small ones, each of which is an
-// entry into the kernel. Go's runtime takes its heap by C's mmap where a program has
-// C in it, for the sake of those who stand in between; this package's does.
+// Package pages has the kernel back the beginning of Go's heap, and the records of Go's
+// runtime, by large pages: a start touches a few in place of a thousand small ones,
+// each of which is an entry into the kernel. Go's runtime takes its memory by C's mmap
+// where a program has C in it, for the sake of those who stand in between; this
+// package's does.
 package pages
 
 // void agentops_small_pages(void);
