@@ -230,6 +230,13 @@ func (ns *Namespace) setUp() error {
 			return err
 		}
 	}
+	// Nothing is lost on lo and nothing queues there: what estimates a path, or paces what
+	// is sent by timers, as the host's own may, only costs. This one is in every kernel,
+	// and is for IPv6 as well. Where tcp_allowed_congestion_control lacks it, it may not
+	// be had, and the host's stays.
+	if err := setSysctl("net/ipv4/tcp_congestion_control", "reno"); err != nil && !errors.Is(err, unix.EPERM) {
+		return err
+	}
 	return nil
 }
 

@@ -86,6 +86,38 @@ func TestListenersBelongToTheNamespace(t *testing.T) {
 	}
 }
 
+// Whatever the host's is: one that paces costs a timer for each packet.
+func TestConnectionsAreNotPaced(t *testing.T) {
+	ns := newNamespace(t)
+	listener, err := ns.Listen("tcp4", netip.MustParseAddrPort("198.18.255.253:8443"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := ns.Do(func() error { return connect(netip.MustParseAddrPort("198.18.255.253:8443")) }); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var algorithm string
+	ctlErr := raw.Control(func(fd uintptr) {
+		algorithm, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	})
+	if err := errors.Join(ctlErr, err); err != nil {
+		t.Fatal(err)
+	}
+	if algorithm != "reno" {
+		t.Errorf("congestion is controlled by %s, want reno", algorithm)
+	}
+}
+
 func TestDoDoesNotMoveOtherThreads(t *testing.T) {
 	before := hostNamespace(t)
 	ns := newNamespace(t)
