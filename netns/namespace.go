@@ -102,7 +102,7 @@ func (ns *Namespace) Do(f func() error) error {
 func (ns *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListener, error) {
 	var listener net.Listener
 	err := ns.Do(func() (err error) {
-		var config net.ListenConfig
+		config := net.ListenConfig{KeepAlive: -1, Control: keepAlive}
 		config.SetMultipathTCP(false) // which a SOCKMAP refuses
 		listener, err = config.Listen(context.Background(), network, addr.String())
 		return err
@@ -111,6 +111,21 @@ func (ns *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListen
 		return nil, err
 	}
 	return listener.(*net.TCPListener), nil
+}
+
+// keepAlive has a listener hand on to its connections what package net would set on
+// each of them, by a call for each option.
+func keepAlive(_, _ string, raw syscall.RawConn) error {
+	var err error
+	ctlErr := raw.Control(func(fd uintptr) {
+		err = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15),
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9),
+		)
+	})
+	return os.NewSyscallError("setsockopt", errors.Join(ctlErr, err))
 }
 
 // ListenPacket opens a UDP socket inside the namespace; network is "udp4" or

@@ -86,8 +86,9 @@ func TestListenersBelongToTheNamespace(t *testing.T) {
 	}
 }
 
-// Whatever the host's is: one that paces costs a timer for each packet.
-func TestConnectionsAreNotPaced(t *testing.T) {
+// Congestion is controlled by what paces nothing, whatever the host's is: a timer for
+// each packet would be dear. A client that has vanished is found out.
+func TestAcceptedConnections(t *testing.T) {
 	ns := newNamespace(t)
 	listener, err := ns.Listen("tcp4", netip.MustParseAddrPort("198.18.255.253:8443"))
 	if err != nil {
@@ -97,24 +98,35 @@ func TestConnectionsAreNotPaced(t *testing.T) {
 	if err := ns.Do(func() error { return connect(netip.MustParseAddrPort("198.18.255.253:8443")) }); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := listener.Accept()
+	conn, err := listener.AcceptTCP()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.TCPConn).SyscallConn()
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var algorithm string
 	ctlErr := raw.Control(func(fd uintptr) {
-		algorithm, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		if algorithm, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || algorithm != "reno" {
+			t.Errorf("congestion is controlled by %s, want reno (%v)", algorithm, err)
+		}
+		for _, option := range []struct {
+			name               string
+			level, value, want int
+		}{
+			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+			{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+			{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+		} {
+			if got, err := unix.GetsockoptInt(int(fd), option.level, option.value); err != nil || got != option.want {
+				t.Errorf("%s is %d, want %d (%v)", option.name, got, option.want, err)
+			}
+		}
 	})
-	if err := errors.Join(ctlErr, err); err != nil {
-		t.Fatal(err)
-	}
-	if algorithm != "reno" {
-		t.Errorf("congestion is controlled by %s, want reno", algorithm)
+	if ctlErr != nil {
+		t.Fatal(ctlErr)
 	}
 }
 
