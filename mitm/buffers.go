@@ -8,7 +8,20 @@ import (
 
 // buffers lends what a connection reads and writes through while it is in use. An idle
 // one has none.
-type buffers struct{ readers, writers sync.Pool }
+type buffers struct{ readers, writers, blocks sync.Pool }
+
+// blockSize is how much of an opaque flow is copied at once; when more of it comes at
+// once, the kernel copies it.
+const blockSize = 4 << 10
+
+func (b *buffers) block() *[blockSize]byte {
+	if block, ok := b.blocks.Get().(*[blockSize]byte); ok {
+		return block
+	}
+	return new([blockSize]byte)
+}
+
+func (b *buffers) putBlock(block *[blockSize]byte) { b.blocks.Put(block) }
 
 func (b *buffers) reader(from io.Reader) *bufio.Reader {
 	if r, ok := b.readers.Get().(*bufio.Reader); ok {

@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -21,7 +22,7 @@ func (f *flow) dialPlain(ctx context.Context) (closeWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*net.TCPConn), nil
+	return newSocket(conn.(tcpConn))
 }
 
 // whoSpeaksFirst dials the upstream of a silent client and waits for the first
@@ -146,36 +147,51 @@ func copyBoth(client, upstream closeWriter) error {
 }
 
 // move copies what one side sends until it ends. Between two connections without TLS
-// the kernel does, once what was read ahead is out (splice).
+// the kernel does, when there is much of it.
 func move(to, from closeWriter) error {
-	in, out := tcpOf(from), tcpOf(to)
-	if in == nil || out == nil {
+	if socketOf(to) == nil || socketOf(from) == nil {
 		_, err := io.Copy(to, from)
 		return err
 	}
-	if ahead, ok := from.(*bufferedConn); ok {
-		if _, err := io.CopyN(to, ahead.reader, int64(ahead.reader.Buffered())); err != nil {
+	b := &cmp.Or(counted(from), counted(to)).flow.proxy.buffers
+	block := b.block()
+	defer b.putBlock(block)
+	for {
+		n, err := from.Read(block[:])
+		if n > 0 {
+			if _, err := to.Write(block[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
 			return err
+		case n == len(block) && ahead(from) == 0:
+			if p := newPipe(); p != nil {
+				return p.move(to, from)
+			}
 		}
 	}
-	n, err := out.ReadFrom(in)
-	if c := counted(from); c != nil {
-		c.read.Add(n)
-	}
-	if c := counted(to); c != nil {
-		c.written.Add(n)
-	}
-	return err
 }
 
-// tcpOf is the TCP connection that bytes pass unchanged; nil: there is none.
-func tcpOf(conn net.Conn) *net.TCPConn {
+// ahead is how many bytes were read ahead of a connection.
+func ahead(conn net.Conn) int {
+	if buffered, ok := conn.(*bufferedConn); ok {
+		return buffered.reader.Buffered()
+	}
+	return 0
+}
+
+// socketOf is the connection that bytes pass unchanged; nil: there is none.
+func socketOf(conn net.Conn) *socket {
 	switch conn := conn.(type) {
 	case *bufferedConn:
-		return tcpOf(conn.closeWriter)
+		return socketOf(conn.closeWriter)
 	case *flowConn:
-		return tcpOf(conn.tcpConn)
-	case *net.TCPConn:
+		return conn.socket
+	case *socket:
 		return conn
 	}
 	return nil

@@ -2,7 +2,9 @@ package mitm
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -169,6 +171,59 @@ func TestOpaqueFlows(t *testing.T) {
 		t.Errorf("opened %+v", opens)
 	}
 	if len(closes) != 1 || closes[0].BytesSent != 14 || closes[0].BytesReceived != 14 || closes[0].Upstream != address || closes[0].Error != "" {
+		t.Errorf("closed %+v", closes)
+	}
+}
+
+// What there is much of goes through the kernel, from the middle of what was read on.
+func TestLargeOpaqueFlows(t *testing.T) {
+	address := tcpServer(t, func(conn net.Conn) { io.Copy(conn, conn) })
+	b := newBench(t, benchConfig{pins: []string{"*=" + address}})
+	conn := b.dial("db.example.com:6379")
+	sent := make([]byte, 8<<20)
+	rand.Read(sent)
+	sent[0] = 0 // of no protocol
+	go func() {
+		rest := sent
+		for _, n := range []int{1, 700, 4096, 1, 3 << 20} {
+			conn.Write(rest[:n])
+			rest = rest[n:]
+		}
+		conn.Write(rest)
+		conn.CloseWrite()
+	}()
+	got, err := io.ReadAll(conn)
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d bytes came back of %d, %v", len(got), len(sent), err)
+	}
+	b.stop()
+	size := int64(len(sent))
+	if closes := events[audit.FlowClose](b.recorder); len(closes) != 1 || closes[0].BytesSent != size || closes[0].BytesReceived != size || closes[0].Error != "" {
+		t.Errorf("closed %+v", closes)
+	}
+}
+
+// An upstream that breaks off must not look like one that has ended.
+func TestAnOpaqueFlowThatBreaksOff(t *testing.T) {
+	const size = 1 << 20
+	arrived := make(chan struct{})
+	address := tcpServer(t, func(conn net.Conn) {
+		conn.Write(make([]byte, size))
+		<-arrived
+		conn.(*net.TCPConn).SetLinger(0)
+	})
+	b := newBench(t, benchConfig{pins: []string{"*=" + address}})
+	conn := b.dial("db.example.com:6379")
+	conn.Write([]byte{0})
+	if _, err := io.ReadFull(conn, make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	close(arrived)
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("read: %v, want a reset", err)
+	}
+	b.stop()
+	if closes := events[audit.FlowClose](b.recorder); len(closes) != 1 || closes[0].BytesSent != 1 || closes[0].BytesReceived != size || closes[0].Error == "" {
 		t.Errorf("closed %+v", closes)
 	}
 }

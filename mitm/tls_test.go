@@ -92,11 +92,15 @@ func TestPassthroughIsNotOpened(t *testing.T) {
 	own := certified(t, "mtls.example.com", time.Now().Add(time.Hour))
 	clients := x509.NewCertPool()
 	clients.AddCert(own.Leaf)
+	protocols := []string{"http/1.1"}
+	for i := range 1000 { // a hello of more than is copied at once
+		protocols = append(protocols, fmt.Sprintf("protocol-%d", i))
+	}
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		server := secure(t, &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients, MaxVersion: version})
 		process := &audit.Process{PID: 7, Comm: "client"}
 		b := newBench(t, benchConfig{upstream: server, policy: passthrough(t, "mtls.example.com:443"), process: process})
-		config := &tls.Config{RootCAs: b.trusted, ServerName: "mtls.example.com", Certificates: []tls.Certificate{own}}
+		config := &tls.Config{RootCAs: b.trusted, ServerName: "mtls.example.com", Certificates: []tls.Certificate{own}, NextProtos: protocols}
 		for range 2 {
 			raw := b.dial("mtls.example.com:443")
 			conn := tls.Client(raw, config)
