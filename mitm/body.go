@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 )
@@ -38,6 +39,7 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.to != nil && s.to.Buffered() > 0 && s.to.Flush() != nil {
 		return 0, errSink
 	}
+	runtime.Gosched() // what comes while others go on needs no look in vain
 	return s.conn.Read(p)
 }
 
