@@ -13,7 +13,6 @@ import (
 	"agentops/mitm/policy"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 const settingExtended http2.SettingID = 8 // SETTINGS_ENABLE_CONNECT_PROTOCOL
@@ -30,8 +29,9 @@ func websockets(t *testing.T, seen chan<- string, offers ...bool) *httptest.Serv
 	}
 	s.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
-			if err := echoStreams(conn, <-connections, seen); err != nil {
-				t.Log(err)
+			defer conn.Close()
+			if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err == nil {
+				echoStreams(framesOn(t, conn), <-connections, seen)
 			}
 		},
 	}
@@ -40,43 +40,29 @@ func websockets(t *testing.T, seen chan<- string, offers ...bool) *httptest.Serv
 	return s
 }
 
-func echoStreams(conn *tls.Conn, offer bool, seen chan<- string) error {
-	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
-		return err
-	}
-	f := http2.NewFramer(conn, conn)
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+func echoStreams(f *frames, offer bool, seen chan<- string) {
 	var settings []http2.Setting
 	if offer {
 		settings = append(settings, http2.Setting{ID: settingExtended, Val: 1})
 	}
-	if err := f.WriteSettings(settings...); err != nil {
-		return err
+	if f.WriteSettings(settings...) != nil {
+		return
 	}
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return err
-		}
+	f.serve(func(frame http2.Frame) bool {
 		switch frame := frame.(type) {
 		case *http2.MetaHeadersFrame:
 			protocol := frame.PseudoValue("protocol")
 			seen <- fmt.Sprint(frame.PseudoValue("method"), " ", protocol, " ", frame.PseudoValue("scheme"), "://", frame.PseudoValue("authority"), frame.PseudoValue("path"))
-			status := byte(0x8d) // of the static table: 404
-			if protocol != "" {
-				status = 0x88 // 200
+			if protocol == "" {
+				return f.head(frame.StreamID, true, ":status", "404") == nil
 			}
-			err = f.WriteHeaders(http2.HeadersFrameParam{StreamID: frame.StreamID, BlockFragment: []byte{status}, EndHeaders: true, EndStream: protocol == ""})
+			return f.head(frame.StreamID, false, ":status", "200") == nil
 		case *http2.DataFrame:
-			err = f.WriteData(frame.StreamID, frame.StreamEnded(), frame.Data())
-			if frame.StreamEnded() && string(frame.Data()) == "leave" {
-				return conn.Close()
-			}
+			err := f.WriteData(frame.StreamID, frame.StreamEnded(), frame.Data())
+			return err == nil && (!frame.StreamEnded() || string(frame.Data()) != "leave")
 		}
-		if err != nil {
-			return err
-		}
-	}
+		return true
+	})
 }
 
 // offered returns what the peer says of extended CONNECT in its first frame.

@@ -12,50 +12,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"agentops/audit"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
-
-// framesOn speaks frames of HTTP/2 on a connection.
-func framesOn(t testing.TB, conn net.Conn) *frames {
-	f := &frames{conn: conn, Framer: http2.NewFramer(conn, conn)}
-	f.t, _ = t.(*testing.T)
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	f.fields = hpack.NewEncoder(&f.block)
-	return f
-}
-
-// plainFrames is a client of HTTP/2 by prior knowledge.
-func plainFrames(t *testing.T, b *bench, settings ...http2.Setting) *frames {
-	t.Helper()
-	conn := b.dial("www.example.com:80")
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
-	f := framesOn(t, conn)
-	if err := f.WriteSettings(settings...); err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
-// head writes HEADERS with the given fields, names and values in turn.
-func (f *frames) head(stream uint32, end bool, fields ...string) error {
-	f.block.Reset()
-	for i := 0; i < len(fields); i += 2 {
-		if err := f.fields.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
-			return err
-		}
-	}
-	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: end})
-}
 
 // get are the fields of a request, and others.
 func get(path string, fields ...string) []string {
@@ -66,41 +27,12 @@ func get(path string, fields ...string) []string {
 // by handle, and closed behind it.
 func framed(t testing.TB, handle func(n int, f *frames)) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var conns []net.Conn
-	wg.Go(func() {
-		for n := 0; ; n++ {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			conns = append(conns, conn)
-			mu.Unlock()
-			wg.Go(func() {
-				defer conn.Close()
-				preface := make([]byte, len(http2.ClientPreface))
-				if _, err := io.ReadFull(conn, preface); err == nil {
-					handle(n, framesOn(t, conn))
-				}
-			})
+	return serveAll(t, func(n int, conn net.Conn) {
+		preface := make([]byte, len(http2.ClientPreface))
+		if _, err := io.ReadFull(conn, preface); err == nil {
+			handle(n, framesOn(t, conn))
 		}
-	})
-	t.Cleanup(func() {
-		listener.Close()
-		mu.Lock()
-		for _, conn := range conns {
-			conn.Close()
-		}
-		mu.Unlock()
-		wg.Wait()
-	})
-	return listener.Addr().String()
+	}).Addr().String()
 }
 
 // serve hands on each frame until the connection ends, or false is returned.

@@ -31,20 +31,49 @@ type frames struct {
 
 func newFrames(t *testing.T, b *bench) *frames {
 	t.Helper()
-	conn := tls.Client(b.dial("www.example.com:443"), &tls.Config{RootCAs: b.roots, ServerName: "www.example.com", NextProtos: []string{"h2"}})
+	return begin(t, tls.Client(b.dial("www.example.com:443"), &tls.Config{RootCAs: b.roots, ServerName: "www.example.com", NextProtos: []string{"h2"}}))
+}
+
+// plainFrames is one by prior knowledge.
+func plainFrames(t *testing.T, b *bench, settings ...http2.Setting) *frames {
+	t.Helper()
+	return begin(t, b.dial("www.example.com:80"), settings...)
+}
+
+// begin sends what a client begins with.
+func begin(t *testing.T, conn net.Conn, settings ...http2.Setting) *frames {
+	t.Helper()
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
-	f := &frames{t: t, conn: conn, Framer: http2.NewFramer(conn, conn)}
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	f.fields = hpack.NewEncoder(&f.block)
-	if err := f.WriteSettings(); err != nil {
+	f := framesOn(t, conn)
+	if err := f.WriteSettings(settings...); err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// framesOn speaks frames of HTTP/2 on a connection, from either end.
+func framesOn(t testing.TB, conn net.Conn) *frames {
+	f := &frames{conn: conn, Framer: http2.NewFramer(conn, conn)}
+	f.t, _ = t.(*testing.T)
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	f.fields = hpack.NewEncoder(&f.block)
+	return f
+}
+
+// head writes HEADERS with the given fields, names and values in turn.
+func (f *frames) head(stream uint32, end bool, fields ...string) error {
+	f.block.Reset()
+	for i := 0; i < len(fields); i += 2 {
+		if err := f.fields.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
+			return err
+		}
+	}
+	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: end})
 }
 
 // request asks for something with the given fields, names and values in turn, and
@@ -58,13 +87,7 @@ func (f *frames) request(stream uint32, fields ...string) string {
 // ask is request; whole: without a body.
 func (f *frames) ask(stream uint32, whole bool, fields ...string) string {
 	f.t.Helper()
-	f.block.Reset()
-	for i := 0; i < len(fields); i += 2 {
-		if err := f.fields.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
-			f.t.Fatal(err)
-		}
-	}
-	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: whole}); err != nil {
+	if err := f.head(stream, whole, fields...); err != nil {
 		f.t.Fatal(err)
 	}
 	return f.outcome(stream)

@@ -18,11 +18,11 @@ type dialFunc func(ctx context.Context) (closeWriter, error)
 
 // dialPlain dials the flow's host.
 func (f *flow) dialPlain(ctx context.Context) (closeWriter, error) {
-	conn, err := f.proxy.config.Dialer.Dial(ctx, f.host(), f.destination.Port())
+	conn, err := f.proxy.upstreams.dialSocket(ctx, f.endpoint())
 	if err != nil {
-		return nil, err
+		return nil, err // and no nil in an interface
 	}
-	return newSocket(conn.(tcpConn))
+	return conn, nil
 }
 
 // whoSpeaksFirst dials the upstream of a silent client and waits for the first

@@ -34,16 +34,23 @@ type witness struct {
 
 func newWitness(t testing.TB) *witness {
 	t.Helper()
+	w := &witness{got: make(chan struct{}, 1)}
+	w.Listener = serveAll(t, func(_ int, conn net.Conn) { w.serve(conn) })
+	return w
+}
+
+// serveAll serves the connections of a new listener, each for itself, numbered from 0.
+func serveAll(t testing.TB, serve func(n int, conn net.Conn)) net.Listener {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &witness{Listener: listener, got: make(chan struct{}, 1)}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var conns []net.Conn
 	wg.Go(func() {
-		for {
+		for n := 0; ; n++ {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
@@ -53,7 +60,7 @@ func newWitness(t testing.TB) *witness {
 			mu.Unlock()
 			wg.Go(func() {
 				defer conn.Close()
-				w.serve(conn)
+				serve(n, conn)
 			})
 		}
 	})
@@ -66,7 +73,7 @@ func newWitness(t testing.TB) *witness {
 		mu.Unlock()
 		wg.Wait()
 	})
-	return w
+	return listener
 }
 
 // await returns when there was a head.
