@@ -193,9 +193,14 @@ func (c *h2Client) connect(s *stream, again bool) {
 			s.answer(s.failing(err))
 			return
 		}
-		if s.head.protocol != "" && !up.extended(c.ctx, c.flow) {
-			s.answer(s.failing(errNotExtended))
-			return
+		if s.head.protocol != "" {
+			if waits != nil {
+				waits.flushTouched()
+			}
+			if !up.extended(c.ctx, c.flow) {
+				s.answer(s.failing(errNotExtended))
+				return
+			}
 		}
 		s.mu.Lock()
 		if s.over.Load() { // its client has gone meanwhile, and its record is being written
