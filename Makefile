@@ -109,4 +109,4 @@ deps:
 
 .PHONY: clean
 clean:
-	rm -rf agent bin helper/dist/init helper/dist/escape
+	rm -rf agent bin $(filter-out %/placeholder,$(wildcard helper/dist/*))
