@@ -87,37 +87,72 @@ func (b *bench) https() (*Results, error) {
 	if err != nil {
 		return nil, err
 	}
-	anew, err := alternate(b.rounds(7),
-		b.wrk("agent", "", 32, "-H", "Connection: close"),
-		b.wrk("nginx", nginx.address, 32, "-H", "Connection: close"))
-	if err != nil {
-		return nil, err
-	}
 	const name = "HTTPS 1 KiB, 32 connections"
-	return &Results{Figures: []Figure{
+	results := &Results{Figures: []Figure{
 		{Name: name + ", keep-alive", Unit: "requests/s", Ours: kept[0][0], Other: &kept[1][0], Target: ratioOfAtLeast(0.8)},
 		{Name: name + ", keep-alive", Unit: "requests/s", Ours: kept[0][0], Other: &kept[2][0], Target: ratioOfAtLeast(25)},
-		{Name: name + ", each request a new one", Unit: "requests/s", Ours: anew[0][0], Other: &anew[1][0], Target: ratioOfAtLeast(0.8)},
-	}}, nil
+	}}
+	for _, version := range []string{"1.3", "1.2"} {
+		conf, err := b.openSSL(version)
+		if err != nil {
+			return nil, err
+		}
+		anew, err := alternate(b.rounds(7),
+			b.wrkAnew("agent", "", conf),
+			b.wrkAnew("nginx", nginx.address, conf))
+		if err != nil {
+			return nil, err
+		}
+		results.Figures = append(results.Figures, Figure{Name: name + ", each request a new one, TLS " + version,
+			Unit: "requests/s", Ours: anew[0][0], Other: &anew[1][0], Target: ratioOfAtLeast(0.8)})
+	}
+	return results, nil
+}
+
+// openSSL writes the configuration with which OpenSSL's programs speak one version of TLS.
+func (b *bench) openSSL(version string) (path string, err error) {
+	path = filepath.Join(b.work, "tls-"+version+".cnf")
+	return path, os.WriteFile(path, fmt.Appendf(nil, `openssl_conf = programs
+[programs]
+ssl_conf = tls
+[tls]
+system_default = version
+[version]
+MinProtocol = TLSv%[1]s
+MaxProtocol = TLSv%[1]s
+`, version), 0o644)
 }
 
 // wrk loads a proxy on the host, or without an address a run's from within.
-func (b *bench) wrk(name, address string, connections int, more ...string) contender {
+func (b *bench) wrk(name, address string, connections int) contender {
 	return single(name, func() (float64, error) {
-		out, err := b.output(b.wrkCommand(address, connections, b.seconds(4), more...))
-		if err != nil {
-			return 0, err
-		}
-		return readWrk(out)
+		return b.outputOfWrk(b.wrkCommand(address, connections, b.seconds(4)))
+	})
+}
+
+// wrkAnew does with a connection for each request.
+func (b *bench) wrkAnew(name, address, conf string) contender {
+	return single(name, func() (float64, error) {
+		cmd := b.wrkCommand(address, 32, b.seconds(4), "-H", "Connection: close")
+		cmd.Env = append(cmd.Env, "OPENSSL_CONF="+conf)
+		return b.outputOfWrk(cmd)
 	})
 }
 
 func (b *bench) wrkCommand(address string, connections, seconds int, more ...string) *exec.Cmd {
 	args := append([]string{"-t1", "-c" + strconv.Itoa(connections), fmt.Sprintf("-d%ds", seconds), "--timeout", "60s"}, more...)
 	if address == "" {
-		return b.inRun(nil, append(append([]string{"wrk"}, args...), "https://"+originName+"/1k")...)
+		return b.inRun([]string{"--env", "OPENSSL_CONF"}, append(append([]string{"wrk"}, args...), "https://"+originName+"/1k")...)
 	}
 	return b.command("wrk", append(args, "https://"+address+"/1k")...)
+}
+
+func (b *bench) outputOfWrk(cmd *exec.Cmd) (float64, error) {
+	out, err := b.output(cmd)
+	if err != nil {
+		return 0, err
+	}
+	return readWrk(out)
 }
 
 var (
