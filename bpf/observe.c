@@ -40,10 +40,11 @@ volatile const struct layout {
 	__u32 qstr_name;
 } kernel = {};
 
-// member reads a member of a type from a kernel structure; zero if it cannot.
+// member reads a member of a type from a kernel structure. The kernel makes it zero
+// if it cannot.
 #define member(type, structure, offset)                                        \
 	({                                                                     \
-		type value = 0;                                                \
+		type value;                                                    \
 		bpf_probe_read_kernel(&value, sizeof(value), (void *)(structure) + (offset)); \
 		value;                                                         \
 	})
@@ -90,47 +91,50 @@ struct {
 	__type(value, struct executable);
 } executables SEC(".maps");
 
-// Room to put a path together in: more than a stack has.
+// A path that is put together, and where the walk to its root has come.
+struct walk {
+	void *dentry;
+	void *mount;
+	struct executable executable;
+};
+
+// Room for it: more than a stack has.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct executable);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct walk));
 } scratch SEC(".maps");
 
-// read_path walks from an executable up to the root of its mount namespace,
-// which is the run's root.
-static __always_inline void read_path(void *task, struct executable *e)
+// step reads the name at index i of the path and goes on to what holds it. It
+// returns 0 at the end.
+//
+// The verifier looks at a function that is not static once, not on each way that
+// leads to it, and goes on from there on one way, whatever it has returned.
+__noinline int step(__u64 i)
 {
-	void *mm = member(void *, task, kernel.task_mm);
-	void *path = member(void *, mm, kernel.mm_exe_file) + kernel.file_f_path;
-	void *dentry = member(void *, path, kernel.path_dentry);
-	void *mount = member(void *, path, kernel.path_mnt) - kernel.mount_mnt;
-
-	__u32 i;
-	e->complete = 0;
-	for (i = 0; i < PATH_DEPTH; i++) {
-		if (dentry == member(void *, mount, kernel.mount_mnt + kernel.vfsmount_mnt_root)) {
-			void *parent = member(void *, mount, kernel.mount_mnt_parent);
-			if (parent == mount) {
-				e->complete = 1;
-				break;
-			}
-			e->names[i][0] = 0;
-			dentry = member(void *, mount, kernel.mount_mnt_mountpoint);
-			mount = parent;
-			continue;
+	__u32 zero = 0;
+	struct walk *walk = bpf_map_lookup_elem(&scratch, &zero);
+	if (!walk || i >= PATH_DEPTH)
+		return 0;
+	char *name = walk->executable.names[i];
+	void *dentry = walk->dentry, *mount = walk->mount;
+	if (dentry == member(void *, mount, kernel.mount_mnt + kernel.vfsmount_mnt_root)) {
+		void *parent = member(void *, mount, kernel.mount_mnt_parent);
+		if (parent == mount) {
+			walk->executable.complete = 1;
+			return 0;
 		}
-		bpf_probe_read_kernel_str(e->names[i], NAME_SIZE,
-					  member(void *, dentry, kernel.dentry_d_name + kernel.qstr_name));
-		void *parent = member(void *, dentry, kernel.dentry_d_parent);
-		if (parent == dentry) { // in no folder, as a memfd
-			i++;
-			break;
-		}
-		dentry = parent;
+		name[0] = 0;
+		walk->executable.depth = i + 1;
+		walk->dentry = member(void *, mount, kernel.mount_mnt_mountpoint);
+		walk->mount = parent;
+		return 1;
 	}
-	e->depth = i;
+	bpf_probe_read_kernel_str(name, NAME_SIZE, member(void *, dentry, kernel.dentry_d_name + kernel.qstr_name));
+	walk->executable.depth = i + 1;
+	walk->dentry = member(void *, dentry, kernel.dentry_d_parent);
+	return walk->dentry != dentry; // else it is in no folder, as a memfd
 }
 
 static __always_inline void read_image(void *task, struct image *image)
@@ -151,8 +155,8 @@ static __always_inline void read_owner(struct owner *owner)
 	bpf_probe_read_kernel(owner->comm, sizeof(owner->comm), task + kernel.task_comm);
 }
 
-// keep_path keeps the path of the caller's executable. As a function that is not
-// static the verifier looks at it once, not on each way that leads to it.
+// keep_path keeps the path of the caller's executable, from there up to the root of
+// its mount namespace, which is the run's root.
 __noinline int keep_path(void)
 {
 	void *task = (void *)bpf_get_current_task();
@@ -161,32 +165,40 @@ __noinline int keep_path(void)
 	if (bpf_map_lookup_elem(&executables, &image))
 		return 0;
 	__u32 zero = 0;
-	struct executable *e = bpf_map_lookup_elem(&scratch, &zero);
-	if (!e)
+	struct walk *walk = bpf_map_lookup_elem(&scratch, &zero);
+	if (!walk)
 		return 0;
-	read_path(task, e);
-	bpf_map_update_elem(&executables, &image, e, BPF_ANY);
+	void *mm = member(void *, task, kernel.task_mm);
+	void *path = member(void *, mm, kernel.mm_exe_file) + kernel.file_f_path;
+	walk->dentry = member(void *, path, kernel.path_dentry);
+	walk->mount = member(void *, path, kernel.path_mnt) - kernel.mount_mnt;
+	walk->executable.depth = 0;
+	walk->executable.complete = 0;
+	for (__u32 i = 0; i < PATH_DEPTH; i++)
+		if (!step(i))
+			break;
+	bpf_map_update_elem(&executables, &image, &walk->executable, BPF_ANY);
 	return 0;
 }
 
-// leads_nowhere tells the addresses behind which there is no one host: the kernel
-// delivers what is sent there without asking the redirect.
-static __always_inline int leads_nowhere(const struct flow *flow)
+// To these addresses there is no one host: the kernel delivers what is sent there
+// without asking the redirect.
+static __always_inline int leads_nowhere4(__u32 a)
 {
-	if (flow->family == AF_INET)
-		return (flow->destination[0] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
-		       flow->destination[0] == 0xffffffff;
-	return (flow->destination[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || a == 0xffffffff;
+}
+
+static __always_inline int leads_nowhere6(__u32 a) // the first of four
+{
+	return (a & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
 // To connect to where there is no one host is refused: EPERM.
-static __always_inline int connects(struct bpf_sock_addr *ctx, struct flow *flow)
+static __always_inline int refuse_connection(struct bpf_sock_addr *ctx, struct flow *flow)
 {
-	if (!leads_nowhere(flow))
-		return 1;
 	flow->destination_port = ctx->user_port;
 	flow->protocol = ctx->protocol;
-	struct owner owner = {};
+	struct owner owner;
 	read_owner(&owner);
 	record_refusal(flow, &owner);
 	return 0;
@@ -197,7 +209,7 @@ int observe_connect4(struct bpf_sock_addr *ctx)
 {
 	struct flow flow = { .family = AF_INET };
 	flow.destination[0] = ctx->user_ip4;
-	return connects(ctx, &flow);
+	return leads_nowhere4(flow.destination[0]) ? refuse_connection(ctx, &flow) : 1;
 }
 
 SEC("cgroup/connect6")
@@ -206,93 +218,95 @@ int observe_connect6(struct bpf_sock_addr *ctx)
 	__u32 a = ctx->user_ip6[0], b = ctx->user_ip6[1], c = ctx->user_ip6[2], d = ctx->user_ip6[3];
 	struct flow flow = { .family = AF_INET6 };
 	if (a == 0 && b == 0 && c == bpf_htonl(0xffff)) { // IPv4 on a socket for both
+		if (!leads_nowhere4(d))
+			return 1;
 		flow.family = AF_INET;
 		flow.destination[0] = d;
 	} else {
+		if (!leads_nowhere6(a))
+			return 1;
 		flow.destination[0] = a;
 		flow.destination[1] = b;
 		flow.destination[2] = c;
 		flow.destination[3] = d;
 	}
-	return connects(ctx, &flow);
+	return refuse_connection(ctx, &flow);
 }
 
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
-// What a packet is.
+// What a packet is. Like places a bit each: from a bit that was tested the verifier
+// learns nothing of the others, and so goes on on one way.
 enum {
-	PACKET_KERNELS,   // the kernel's own
-	PACKET_CONTINUES, // of a connection that was opened before
-	PACKET_OPENS,     // a connection
-	PACKET_DATAGRAM,
-	PACKET_WRONG, // of a protocol that no socket of a run has
+	PACKET_KERNELS = 1,   // the kernel's own
+	PACKET_CONTINUES = 2, // of a connection that was opened before
+	PACKET_OPENS = 4,     // a connection
+	PACKET_DATAGRAM = 8,
+	PACKET_WRONG = 16, // of a protocol that no socket of a run has
 };
 
-// read_flow reads the addresses and ports of a packet and tells what it is, and the
-// sequence number of one of TCP.
-static __always_inline int read_flow(struct __sk_buff *skb, struct flow *flow, __u32 *sequence)
+// read_addresses reads a packet's addresses and protocol, and where the header of
+// that begins; not 0 if it cannot.
+static __always_inline long read_addresses(struct __sk_buff *skb, struct flow *flow, __u32 *header)
 {
-	__u8 head[40];
-	__u32 transport;
-	if (bpf_skb_load_bytes(skb, 0, head, 20) < 0)
-		return PACKET_KERNELS;
-	if (head[0] >> 4 == 4) {
+	__u8 version = 0, protocol = 0;
+	long err = bpf_skb_load_bytes(skb, 0, &version, sizeof(version));
+	if (version >> 4 == 4) {
 		flow->family = AF_INET;
-		flow->protocol = head[9];
-		__builtin_memcpy(&flow->source[0], &head[12], 4);
-		__builtin_memcpy(&flow->destination[0], &head[16], 4);
-		transport = (head[0] & 0xf) * 4;
+		*header = (version & 0xf) * 4;
+		err |= bpf_skb_load_bytes(skb, 9, &protocol, sizeof(protocol));
+		err |= bpf_skb_load_bytes(skb, 12, flow->source, 4);
+		err |= bpf_skb_load_bytes(skb, 16, flow->destination, 4);
 	} else {
-		if (bpf_skb_load_bytes(skb, 0, head, 40) < 0)
-			return PACKET_KERNELS;
 		flow->family = AF_INET6;
-		flow->protocol = head[6]; // or the number of an extension header
-		__builtin_memcpy(flow->source, &head[8], 16);
-		__builtin_memcpy(flow->destination, &head[24], 16);
-		transport = 40;
+		*header = 40;
+		err |= bpf_skb_load_bytes(skb, 6, &protocol, sizeof(protocol)); // or the number of an extension header
+		err |= bpf_skb_load_bytes(skb, 8, flow->source, sizeof(flow->source) + sizeof(flow->destination));
 	}
-	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6)
+	flow->protocol = protocol;
+	return err;
+}
+
+// kind tells what a packet is, by its protocol and where the header of that begins.
+__noinline int kind(struct __sk_buff *skb, __u32 protocol, __u32 header)
+{
+	switch (protocol) {
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
 		return PACKET_KERNELS;
-	__u8 begin[14];
-	int packet;
-	if (flow->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, transport, begin, 14) < 0)
-			return PACKET_KERNELS;
-		packet = (begin[13] & (TCP_SYN | TCP_ACK)) == TCP_SYN ? PACKET_OPENS : PACKET_CONTINUES;
-		__builtin_memcpy(sequence, &begin[4], 4);
-	} else if (flow->protocol == IPPROTO_UDP) {
-		if (bpf_skb_load_bytes(skb, transport, begin, 4) < 0)
-			return PACKET_KERNELS;
-		packet = PACKET_DATAGRAM;
-	} else {
+	case IPPROTO_UDP:
+		return PACKET_DATAGRAM;
+	case IPPROTO_TCP:
+		break;
+	default:
 		return PACKET_WRONG;
 	}
-	__builtin_memcpy(&flow->source_port, &begin[0], 2);
-	__builtin_memcpy(&flow->destination_port, &begin[2], 2);
-	return packet;
+	__u8 flags;
+	if (bpf_skb_load_bytes(skb, header + 13, &flags, sizeof(flags)) < 0)
+		return PACKET_KERNELS;
+	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN ? PACKET_OPENS : PACKET_CONTINUES;
 }
 
-// The credential server is the host's, without the redirect.
-static __always_inline int is_credentials(const struct flow *flow)
-{
-	return flow->family == AF_INET && flow->destination[0] == bpf_htonl(0x7f000001) &&
-	       flow->protocol == IPPROTO_TCP && flow->destination_port == credential_port;
-}
+// Where an address is.
+enum {
+	PLACE_OWN = 1,       // with the run
+	PLACE_LOCALHOST = 2, // there, where the credential server is as well
+	PLACE_NOWHERE = 4,   // with no one host
+};
 
-static __always_inline int is_from_own(const struct flow *flow)
+__noinline int place(__u32 family, __u32 a, __u32 b, __u32 c, __u32 d)
 {
-	if (flow->family == AF_INET)
-		return is_own4(flow->source[0]);
-	return is_own6(flow->source[0], flow->source[1], flow->source[2], flow->source[3]);
-}
-
-// Whether the host is at the other end, who wants to know the owner.
-static __always_inline int is_hosts(const struct flow *flow)
-{
-	if (flow->family == AF_INET6)
-		return !is_own6(flow->destination[0], flow->destination[1], flow->destination[2], flow->destination[3]);
-	return is_credentials(flow) || !is_own4(flow->destination[0]);
+	if (family != AF_INET) {
+		if (is_own6(a, b, c, d))
+			return PLACE_OWN;
+		return leads_nowhere6(a) ? PLACE_NOWHERE : 0;
+	}
+	if (a == bpf_htonl(0x7f000001))
+		return PLACE_OWN | PLACE_LOCALHOST;
+	if (is_own4(a))
+		return PLACE_OWN;
+	return leads_nowhere4(a) ? PLACE_NOWHERE : 0;
 }
 
 // continues counts a connection to the proxy when its first packet behind the
@@ -327,35 +341,48 @@ int observe_egress(struct __sk_buff *skb)
 	if (sk->protocol == IPPROTO_TCP && sk->state != BPF_TCP_SYN_SENT)
 		return continues(sk);
 	struct flow flow = {};
-	__u32 sequence = 0;
-	int packet = read_flow(skb, &flow, &sequence);
-	if (packet == PACKET_CONTINUES)
+	__u32 header;
+	if (read_addresses(skb, &flow, &header))
+		return 1;
+	int packet = kind(skb, flow.protocol, header);
+	if (packet & PACKET_CONTINUES)
 		return continues(sk);
-	if (packet == PACKET_KERNELS || !is_hosts(&flow))
+	if (packet & PACKET_KERNELS)
+		return 1;
+	if (packet & (PACKET_OPENS | PACKET_DATAGRAM) && bpf_skb_load_bytes(skb, header, &flow.source_port, 4)) // both ports
+		return 1;
+	// Between the run's processes it is nobody's business. The credential server is
+	// the host's, without the redirect.
+	int to = place(flow.family, flow.destination[0], flow.destination[1], flow.destination[2], flow.destination[3]);
+	if (to & PLACE_OWN &&
+	    !(to & PLACE_LOCALHOST && flow.protocol == IPPROTO_TCP && flow.destination_port == credential_port))
 		return 1;
 
 	// What is sent first is sent in a call, by the caller. TCP sends again at any
 	// time, in anyone's name. A connection that there is no room to note would
 	// not be counted: it is refused.
-	struct owner owner = {};
+	struct owner owner;
+	read_owner(&owner);
 	struct use *use = 0;
+	__u32 sequence = 0;
 	if (sk->protocol == IPPROTO_TCP) {
 		use = bpf_sk_storage_get(&uses, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!use)
 			return refuse(&flow, 0);
+		if (packet & PACKET_OPENS)
+			bpf_skb_load_bytes(skb, header + 4, &sequence, sizeof(sequence));
 	}
 	if (use && use->owner.image.pid && use->sequence == sequence) {
 		owner = use->owner;
 	} else {
-		read_owner(&owner);
 		keep_path();
 		if (use) {
 			use->owner = owner;
 			use->sequence = sequence;
-			use->counts = !is_credentials(&flow);
+			use->counts = !(to & PLACE_OWN);
 		}
 	}
-	if (packet == PACKET_OPENS) {
+	if (packet & PACKET_OPENS) {
 		bpf_map_update_elem(&connections, &flow, &owner, BPF_ANY);
 		return 1;
 	}
@@ -363,12 +390,12 @@ int observe_egress(struct __sk_buff *skb)
 	// record comes; many datagrams in one the redirect would count once. The answer
 	// to an address that is not the run's own would be given to the host's sockets,
 	// like anything else.
-	int from_own = is_from_own(&flow);
-	if (packet == PACKET_WRONG || skb->gso_segs > 1 || !from_own || leads_nowhere(&flow))
+	int from = place(flow.family, flow.source[0], flow.source[1], flow.source[2], flow.source[3]);
+	if (packet & PACKET_WRONG || skb->gso_segs > 1 || !(from & PLACE_OWN) || to & PLACE_NOWHERE)
 		return refuse(&flow, &owner);
 	bpf_map_update_elem(&datagrams, &flow, &owner, BPF_ANY);
 	// Here, since the redirect is also asked where an ICMP error belongs.
-	switch (fate(bpf_ntohs(flow.destination_port), from_own)) {
+	switch (fate(bpf_ntohs(flow.destination_port), from & PLACE_OWN)) {
 	case DATAGRAM_DNS:
 		count(COUNT_DNS);
 		break;

@@ -9,7 +9,7 @@
 
 #include "run.h"
 
-// Indexes of sockets.
+// Indexes of sockets, the one of IPv6 behind that of IPv4.
 enum {
 	SOCKET_TCP4,
 	SOCKET_TCP6,
@@ -103,17 +103,22 @@ int redirect(struct bpf_sk_lookup *ctx)
 	if (is_own(ctx))
 		return SK_PASS;
 
-	int v6 = ctx->family == AF_INET6;
-	if (ctx->protocol == IPPROTO_TCP)
-		return give(ctx, v6 ? SOCKET_TCP6 : SOCKET_TCP4);
-	switch (fate(ctx->local_port, is_from_own(ctx))) {
-	case DATAGRAM_DNS:
-		return give(ctx, v6 ? SOCKET_DNS6 : SOCKET_DNS4);
-	case DATAGRAM_RELAYED:
-		return give(ctx, v6 ? SOCKET_RELAY6 : SOCKET_RELAY4);
+	__u32 index = SOCKET_TCP4;
+	if (ctx->protocol != IPPROTO_TCP) {
+		switch (fate(ctx->local_port, is_from_own(ctx))) {
+		case DATAGRAM_DNS:
+			index = SOCKET_DNS4;
+			break;
+		case DATAGRAM_RELAYED:
+			index = SOCKET_RELAY4;
+			break;
+		default: // Any other datagram. The sender gets ICMP port unreachable at once.
+			return refuse(ctx);
+		}
 	}
-	// Any other datagram. The sender gets ICMP port unreachable at once.
-	return refuse(ctx);
+	if (ctx->family == AF_INET6)
+		index++;
+	return give(ctx, index);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
