@@ -69,8 +69,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
-	__type(key, struct flow);
-	__type(value, struct owner);
+	__uint(key_size, sizeof(struct flow));
+	__uint(value_size, sizeof(struct owner));
 } connections SEC(".maps");
 
 #define PATH_DEPTH 12
@@ -87,9 +87,11 @@ struct executable {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 128);
-	__type(key, struct image);
-	__type(value, struct executable);
+	__uint(key_size, sizeof(struct image));
+	__uint(value_size, sizeof(struct executable));
 } executables SEC(".maps");
+
+const struct executable *const unused_executable __attribute__((unused)) = 0;
 
 // A path that is put together, and where the walk to its root has come.
 struct walk {

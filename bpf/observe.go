@@ -28,8 +28,11 @@ type ObserverOptions struct {
 // Observer knows which process of a run makes which connection. The kernel
 // detaches its programs when the process ends, however it ends.
 type Observer struct {
-	objects observeObjects
-	links   []link.Link
+	objects struct {
+		observePrograms
+		observeMaps
+	}
+	links []link.Link
 
 	mu    sync.Mutex
 	paths map[observeImage]string // of executables that were asked for lately
@@ -235,5 +238,5 @@ func (o *Observer) Close() error {
 		errs = append(errs, l.Close())
 	}
 	o.links = nil
-	return errors.Join(append(errs, o.objects.Close())...)
+	return errors.Join(append(errs, o.objects.observePrograms.Close(), o.objects.observeMaps.Close())...)
 }

@@ -95,6 +95,7 @@ const (
 	observeVarOwnAddr4         = "own_addr4"
 	observeVarOwnAddr6         = "own_addr6"
 	observeVarRelayedPorts     = "relayed_ports"
+	observeVarUnusedExecutable = "unused_executable"
 	observeVarUnusedRefusal    = "unused_refusal"
 )
 
@@ -162,12 +163,13 @@ type observeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
-	CredentialPort *ebpf.VariableSpec `ebpf:"credential_port"`
-	Kernel         *ebpf.VariableSpec `ebpf:"kernel"`
-	OwnAddr4       *ebpf.VariableSpec `ebpf:"own_addr4"`
-	OwnAddr6       *ebpf.VariableSpec `ebpf:"own_addr6"`
-	RelayedPorts   *ebpf.VariableSpec `ebpf:"relayed_ports"`
-	UnusedRefusal  *ebpf.VariableSpec `ebpf:"unused_refusal"`
+	CredentialPort   *ebpf.VariableSpec `ebpf:"credential_port"`
+	Kernel           *ebpf.VariableSpec `ebpf:"kernel"`
+	OwnAddr4         *ebpf.VariableSpec `ebpf:"own_addr4"`
+	OwnAddr6         *ebpf.VariableSpec `ebpf:"own_addr6"`
+	RelayedPorts     *ebpf.VariableSpec `ebpf:"relayed_ports"`
+	UnusedExecutable *ebpf.VariableSpec `ebpf:"unused_executable"`
+	UnusedRefusal    *ebpf.VariableSpec `ebpf:"unused_refusal"`
 }
 
 // observeObjects contains all objects after they have been loaded into the kernel.
@@ -215,12 +217,13 @@ func (m *observeMaps) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
-	CredentialPort *ebpf.Variable `ebpf:"credential_port"`
-	Kernel         *ebpf.Variable `ebpf:"kernel"`
-	OwnAddr4       *ebpf.Variable `ebpf:"own_addr4"`
-	OwnAddr6       *ebpf.Variable `ebpf:"own_addr6"`
-	RelayedPorts   *ebpf.Variable `ebpf:"relayed_ports"`
-	UnusedRefusal  *ebpf.Variable `ebpf:"unused_refusal"`
+	CredentialPort   *ebpf.Variable `ebpf:"credential_port"`
+	Kernel           *ebpf.Variable `ebpf:"kernel"`
+	OwnAddr4         *ebpf.Variable `ebpf:"own_addr4"`
+	OwnAddr6         *ebpf.Variable `ebpf:"own_addr6"`
+	RelayedPorts     *ebpf.Variable `ebpf:"relayed_ports"`
+	UnusedExecutable *ebpf.Variable `ebpf:"unused_executable"`
+	UnusedRefusal    *ebpf.Variable `ebpf:"unused_refusal"`
 }
 
 // observePrograms contains all programs after they have been loaded into the kernel.

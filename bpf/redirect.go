@@ -57,7 +57,10 @@ type PortRange struct{ First, Last uint16 }
 // Redirect is an attached program. The kernel detaches it when the process
 // ends, however it ends.
 type Redirect struct {
-	objects redirectObjects
+	objects struct {
+		redirectPrograms
+		redirectMaps
+	}
 	relayed portSet
 	link    *link.NetNsLink
 	reader  *ringbuf.Reader
@@ -154,5 +157,5 @@ func (r *Redirect) Close() error {
 	if r.reader != nil {
 		errs = append(errs, r.reader.Close())
 	}
-	return errors.Join(append(errs, r.objects.Close())...)
+	return errors.Join(append(errs, r.objects.redirectPrograms.Close(), r.objects.redirectMaps.Close())...)
 }

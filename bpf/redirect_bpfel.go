@@ -13,33 +13,29 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type redirectFlow struct {
-	_               structs.HostLayout
-	Source          [4]uint32
-	Destination     [4]uint32
-	SourcePort      uint16
-	DestinationPort uint16
-	Family          uint16
-	Protocol        uint16
-}
-
-type redirectOwner struct {
-	_     structs.HostLayout
-	Image struct {
-		_       structs.HostLayout
-		Started uint64
-		Execs   uint64
-		Pid     uint64
-	}
-	Parent uint32
-	Uid    uint32
-	Comm   [16]int8
-}
-
 type redirectRefusal struct {
-	_     structs.HostLayout
-	Flow  redirectFlow
-	Owner redirectOwner
+	_    structs.HostLayout
+	Flow struct {
+		_               structs.HostLayout
+		Source          [4]uint32
+		Destination     [4]uint32
+		SourcePort      uint16
+		DestinationPort uint16
+		Family          uint16
+		Protocol        uint16
+	}
+	Owner struct {
+		_     structs.HostLayout
+		Image struct {
+			_       structs.HostLayout
+			Started uint64
+			Execs   uint64
+			Pid     uint64
+		}
+		Parent uint32
+		Uid    uint32
+		Comm   [16]int8
+	}
 }
 
 // Names of all BPF objects in the ELF.

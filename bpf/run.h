@@ -71,8 +71,8 @@ enum {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, COUNTS);
-	__type(key, __u32);
-	__type(value, __u64);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u64));
 } counts SEC(".maps");
 
 static __always_inline void count(__u32 index)
@@ -115,8 +115,8 @@ struct owner {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 2048);
-	__type(key, struct flow);
-	__type(value, struct owner);
+	__uint(key_size, sizeof(struct flow));
+	__uint(value_size, sizeof(struct owner));
 } datagrams SEC(".maps");
 
 /* A refused datagram, for the journal. The owner is zero when it is not known. */
@@ -131,7 +131,7 @@ struct {
 } refusals SEC(".maps");
 
 /* Keeps the type in the object's BTF, for the Go bindings. */
-const struct refusal *unused_refusal __attribute__((unused));
+const struct refusal *const unused_refusal __attribute__((unused)) = 0;
 
 static __always_inline void record_refusal(const struct flow *flow, const struct owner *owner)
 {
