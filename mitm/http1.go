@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// limits are those of HTTP/1 beside Limits.
+// limits are those that no run sets.
 type limits struct {
 	// wake is how long a client that has had its answer is likely to ask again; then
 	// it waits without buffers.
@@ -23,9 +23,15 @@ type limits struct {
 	// and may not be listening yet.
 	linger  time.Duration
 	drained int64 // bytes
+	// fast is the time in which so much of an opaque flow comes that it is gathered, and
+	// patience how long that may hold up a part of it.
+	fast, patience time.Duration
 }
 
-var defaultLimits = limits{wake: 2 * time.Second, linger: time.Second, drained: 256 << 10}
+var defaultLimits = limits{
+	wake: 2 * time.Second, linger: time.Second, drained: 256 << 10,
+	fast: 10 * time.Millisecond, patience: 2 * time.Millisecond,
+}
 
 // preface begins HTTP/2 without TLS (RFC 9113, section 3.4).
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

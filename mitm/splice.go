@@ -1,6 +1,7 @@
 package mitm
 
 import (
+	"cmp"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -72,8 +73,12 @@ func (p *pipe) move(to, from closeWriter) error {
 	defer p.close()
 	in, out := socketOf(from), socketOf(to)
 	fill, drain := p.fill, p.drain
+	g := gather{socket: in, limits: &cmp.Or(counted(from), counted(to)).flow.proxy.limits}
+	defer g.stop()
 	for {
+		g.wait()
 		err := in.raw.Read(fill)
+		g.took(p.n)
 		if err == nil && p.errno != 0 {
 			err = in.failed("splice", p.errno)
 		}
