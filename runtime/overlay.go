@@ -14,13 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layer is one filesystem of the tree that a run sees, with the run's own
-// changes over it.
+// layer is one filesystem of the tree that a run sees, with ours and the run's
+// own changes over it.
 type layer struct {
 	lower string // the folder that is seen, links resolved
 	at    string // where, in the run: "/" for the first
 	upper string // the run's changes; empty: none can be made
 	work  string
+
+	// Ours, made before the run starts, are below the run's, in memory.
+	made, madeWork string
+	concealed      []string
 }
 
 // diskTypes are filesystems that hold a host's programs when they are mounted
@@ -34,9 +38,9 @@ var (
 // hostLayers is the host's root and the other filesystems on disks below it, as
 // far as they are not in a skipped folder, parents first. An overlay shows one
 // filesystem: without a layer of its own a separate /usr would be empty.
-func hostLayers(mounts []*mountinfo.Info, base string, skipped []string) []layer {
+func (v *view) hostLayers(mounts []*mountinfo.Info, skipped []string) []layer {
 	layers := []layer{{lower: "/", at: "/"}}
-	number(&layers[0], base, 0)
+	v.number(&layers[0], 0)
 	mounts = slices.Clone(mounts)
 	slices.SortStableFunc(mounts, func(a, b *mountinfo.Info) int { return strings.Compare(a.Mountpoint, b.Mountpoint) })
 	for i, m := range mounts {
@@ -47,7 +51,7 @@ func hostLayers(mounts []*mountinfo.Info, base string, skipped []string) []layer
 		l := layer{lower: m.Mountpoint, at: m.Mountpoint}
 		switch {
 		case slices.Contains(diskTypes, m.FSType):
-			number(&l, base, len(layers))
+			v.number(&l, len(layers))
 		case !slices.Contains(readOnlyTypes, m.FSType):
 			continue
 		}
@@ -63,9 +67,11 @@ const (
 )
 
 // number gives a layer its folders for changes.
-func number(l *layer, base string, n int) {
-	l.upper = filepath.Join(base, upperName+strconv.Itoa(n))
-	l.work = filepath.Join(base, workName+strconv.Itoa(n))
+func (v *view) number(l *layer, n int) {
+	l.upper = filepath.Join(v.base, upperName+strconv.Itoa(n))
+	l.work = filepath.Join(v.base, workName+strconv.Itoa(n))
+	l.made = filepath.Join(v.stage, upperName+strconv.Itoa(n))
+	l.madeWork = filepath.Join(v.stage, workName+strconv.Itoa(n))
 }
 
 // prepare makes the folders of a layer. The merged root has the mode and owner
@@ -74,30 +80,37 @@ func (l *layer) prepare() error {
 	if l.upper == "" {
 		return nil
 	}
-	for _, dir := range []string{l.upper, l.work} {
+	for _, dir := range []string{l.upper, l.work, l.made, l.madeWork} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return fmt.Errorf("make a layer's folder: %w", err)
 		}
 	}
-	return copyAttributes(l.lower, l.upper)
+	return errors.Join(copyAttributes(l.lower, l.upper), copyAttributes(l.lower, l.made))
 }
 
-// mount shows the layer in the tree at root.
+// draft shows the layer in the tree at root, for what is made before the run starts.
+func (l *layer) draft(root string) error {
+	return l.overlay(root, overlayEscape(l.lower), l.made, l.madeWork, "")
+}
+
+// mount shows the layer, with that, in the tree at root. xino: else the files that are
+// in memory would take from all others the numbers that they have on one filesystem.
+// volatile: changes that are thrown away need not reach the disk, and the end of a run
+// would wait until the whole disk is synced.
 func (l *layer) mount(root string) error {
+	return l.overlay(root, overlayEscape(l.made)+":"+overlayEscape(l.lower), l.upper, l.work, ",xino=on,volatile")
+}
+
+func (l *layer) overlay(root, lower, upper, work, options string) error {
 	target := filepath.Join(root, l.at)
 	if l.upper == "" {
 		return bindReadOnly(l.lower, target)
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s",
-		overlayEscape(l.lower), overlayEscape(l.upper), overlayEscape(l.work))
-	// Changes that are thrown away need not reach the disk: without volatile
-	// the end of a run would wait until the whole disk is synced.
-	err := unix.Mount("overlay", target, "overlay", 0, options+",volatile")
-	if errors.Is(err, unix.EINVAL) {
-		err = unix.Mount("overlay", target, "overlay", 0, options) // before Linux 5.10
-	}
+	options = "lowerdir=" + lower + ",upperdir=" + overlayEscape(upper) + ",workdir=" + overlayEscape(work) + options
+	err := unix.Mount("overlay", target, "overlay", 0, options)
 	if err != nil && l.at != "/" {
 		// What an overlay cannot be laid over is still of use.
+		l.upper = ""
 		return bindReadOnly(l.lower, target)
 	}
 	if err != nil {
@@ -123,8 +136,8 @@ func overlayEscape(path string) string {
 }
 
 // conceal covers a path of the lower tree with nothing: a folder with an empty
-// one, anything else with a whiteout. It is done in the upper folder, before
-// the overlay is mounted, so that it costs no mount, cannot be undone from
+// one, anything else with a whiteout. It is done in the folder of what we make,
+// before the overlay is mounted, so that it costs no mount, cannot be undone from
 // inside, and leaves a place that the run may fill: packages still install.
 // The path has no links in it.
 func (l *layer) conceal(path string) error {
@@ -135,17 +148,17 @@ func (l *layer) conceal(path string) error {
 	if err := l.copyParents(rel); err != nil {
 		return fmt.Errorf("conceal %s: %w", path, err)
 	}
-	lower, upper := filepath.Join(l.lower, rel), filepath.Join(l.upper, rel)
+	lower, made := filepath.Join(l.lower, rel), filepath.Join(l.made, rel)
 	switch {
 	case rel == "etc/shadow" || rel == "etc/gshadow":
-		err = copyLocked(lower, upper)
+		err = copyLocked(lower, made)
 	case isDir(lower):
-		if err = os.Mkdir(upper, 0o700); err == nil {
-			err = errors.Join(copyAttributes(lower, upper),
-				unix.Lsetxattr(upper, "trusted.overlay.opaque", []byte("y"), 0))
+		if err = os.Mkdir(made, 0o700); err == nil {
+			err = errors.Join(copyAttributes(lower, made),
+				unix.Lsetxattr(made, "trusted.overlay.opaque", []byte("y"), 0))
 		}
 	default:
-		err = unix.Mknod(upper, unix.S_IFCHR, 0)
+		err = unix.Mknod(made, unix.S_IFCHR, 0)
 	}
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("conceal %s: %w", path, err)
@@ -153,7 +166,7 @@ func (l *layer) conceal(path string) error {
 	return nil
 }
 
-// copyParents makes the folders above rel in the upper folder, like the lower's.
+// copyParents makes the folders above rel in the folder of what we make, like the lower's.
 func (l *layer) copyParents(rel string) error {
 	dir := ""
 	for _, name := range strings.Split(filepath.Dir(rel), "/") {
@@ -161,13 +174,13 @@ func (l *layer) copyParents(rel string) error {
 			return nil
 		}
 		dir = filepath.Join(dir, name)
-		upper := filepath.Join(l.upper, dir)
-		if err := os.Mkdir(upper, 0o700); errors.Is(err, os.ErrExist) {
+		made := filepath.Join(l.made, dir)
+		if err := os.Mkdir(made, 0o700); errors.Is(err, os.ErrExist) {
 			continue
 		} else if err != nil {
 			return err
 		}
-		if err := copyAttributes(filepath.Join(l.lower, dir), upper); err != nil {
+		if err := copyAttributes(filepath.Join(l.lower, dir), made); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -29,19 +30,52 @@ func (v *view) place(cfg *Config) error {
 			}
 		}
 	}
+	for _, m := range v.mounts(cfg) {
+		if err := placeMount(root, m); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", m.Source, m.Destination, err)
+		}
+	}
+	return nil
+}
+
+// mounts is what is shown in the tree, in that order.
+func (v *view) mounts(cfg *Config) []Mount {
 	stage := func(name string) string { return filepath.Join(v.stage, name) }
 	mounts := append([]Mount{{Source: cfg.Workspace, Destination: cfg.Workspace}}, cfg.Mounts...)
 	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
 		mounts = append(mounts, Mount{Source: stage(name), Destination: "/etc/" + name, ReadOnly: true})
 	}
 	mounts = append(mounts, v.stores...)
-	mounts = append(mounts, Mount{Source: stage("agentops"), Destination: Folder, ReadOnly: true})
-	for _, m := range mounts {
-		if err := placeMount(root, m); err != nil {
-			return fmt.Errorf("mount %s at %s: %w", m.Source, m.Destination, err)
+	return append(mounts, Mount{Source: stage("agentops"), Destination: Folder, ReadOnly: true})
+}
+
+// makePlaces makes what is to be mounted on, as far as it can be before anything is.
+// What it cannot make place will, or say why not.
+func (v *view) makePlaces(cfg *Config) error {
+	root, err := unix.Open(v.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: v.root, Err: err}
+	}
+	defer unix.Close(root)
+	covered := slices.Clone(v.fresh)
+	for _, m := range v.mounts(cfg) {
+		if within(m.Destination, covered...) {
+			continue
+		}
+		covered = append(covered, m.Destination)
+		if target, err := m.openTarget(root); err == nil {
+			unix.Close(target)
 		}
 	}
 	return nil
+}
+
+// openTarget opens what is mounted on in the tree.
+func (m *Mount) openTarget(root int) (int, error) {
+	if isDir(m.Source) {
+		return openFolder(root, m.Destination)
+	}
+	return openFile(root, m.Destination)
 }
 
 // placeFresh mounts an empty folder in the tree.
@@ -74,11 +108,7 @@ func placeMount(root int, m Mount) error {
 	if err != nil {
 		return os.NewSyscallError("mount_setattr", err)
 	}
-	open := openFile
-	if isDir(m.Source) {
-		open = openFolder
-	}
-	target, err := open(root, m.Destination)
+	target, err := m.openTarget(root)
 	if err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ func TestTrust(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := emptyView(t.TempDir())
-			for _, dir := range []string{v.base, v.root, v.stage} {
+			for _, dir := range []string{v.base, v.stage, v.root} {
 				if err := os.Mkdir(dir, 0o755); err != nil {
 					t.Fatal(err)
 				}

@@ -26,8 +26,8 @@ const (
 // view is the tree that a run sees, put together on the container's thread.
 type view struct {
 	base  string // the folder on disk that holds all of it
-	root  string // the tree, to be the container's root
-	stage string // a tmpfs with what is mounted into the tree
+	stage string // a tmpfs with what is made before the run starts
+	root  string // the tree, to be the container's root; in stage
 
 	fresh    []string // folders that get an empty tmpfs
 	masked   []string // what could not be hidden in the tree itself
@@ -59,36 +59,65 @@ func newView(cfg *Config) (_ *view, err error) {
 	if err := v.fitForOverlay(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{v.root, v.stage} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make the run's view: %w", err)
-		}
+	if err := os.Mkdir(v.stage, 0o700); err != nil {
+		return nil, fmt.Errorf("make the run's view: %w", err)
 	}
 	if err := v.fillStage(cfg); err != nil {
 		return nil, fmt.Errorf("fill /agentops: %w", err)
 	}
+	if err := os.Mkdir(v.root, 0o700); err != nil {
+		return nil, fmt.Errorf("make the run's view: %w", err)
+	}
 	layers, err := v.layers(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := v.draft(cfg, layers); err != nil {
 		return nil, err
 	}
 	for i := range layers {
 		if err := layers[i].mount(v.root); err != nil {
 			return nil, err
 		}
-	}
-	if err := v.settle(); err != nil {
-		return nil, err
-	}
-	if err := v.trust(cfg); err != nil {
-		return nil, fmt.Errorf("fill the trust stores: %w", err)
+		if layers[i].upper == "" {
+			v.masked = append(v.masked, layers[i].concealed...)
+		}
 	}
 	return v, v.place(cfg)
+}
+
+// draft makes what the tree is to hold, in memory: on a disk each file would cost more
+// than all else that a run has. That is done in a tree like the run's, but with our
+// folders for its changes, which the run's tree then has below the run's own.
+func (v *view) draft(cfg *Config, layers []layer) error {
+	for i := range layers {
+		if err := layers[i].draft(v.root); err != nil {
+			return err
+		}
+	}
+	if err := v.settle(); err != nil {
+		return err
+	}
+	if err := v.trust(cfg); err != nil {
+		return fmt.Errorf("fill the trust stores: %w", err)
+	}
+	if err := v.makePlaces(cfg); err != nil {
+		return err
+	}
+	if err := v.withdraw(layers); err != nil {
+		return err
+	}
+	if err := unix.Unmount(v.root, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the draft of the run's view: %w", err)
+	}
+	return nil
 }
 
 // emptyView names the places of a view in a run's folder.
 func emptyView(folder string) *view {
 	base := viewFolder(folder)
-	return &view{base: base, root: filepath.Join(base, "root"), stage: filepath.Join(base, "stage")}
+	stage := filepath.Join(base, "stage")
+	return &view{base: base, stage: stage, root: filepath.Join(stage, "root")}
 }
 
 // viewFolder is where a run's folder holds its changes to the filesystem.
@@ -121,7 +150,7 @@ func mountTmpfs(dir string) error {
 func (v *view) layers(cfg *Config) ([]layer, error) {
 	if cfg.Rootfs != "" {
 		l := layer{lower: cfg.Rootfs, at: "/"}
-		number(&l, v.base, 0)
+		v.number(&l, 0)
 		return []layer{l}, l.prepare()
 	}
 	visible := []string{cfg.Workspace}
@@ -138,22 +167,29 @@ func (v *view) layers(cfg *Config) ([]layer, error) {
 		return nil, fmt.Errorf("list the host's mounts: %w", err)
 	}
 	skipped := slices.Concat(h.fresh, h.masked, []string{"/proc", "/sys", "/dev"}, visible)
-	layers := hostLayers(mounts, v.base, skipped)
+	layers := v.hostLayers(mounts, skipped)
 	for i := range layers {
 		if err := layers[i].prepare(); err != nil {
 			return nil, err
 		}
 	}
 	for _, path := range h.masked {
-		// The deepest layer that holds the path comes last.
-		i := len(layers) - 1
-		for ; i > 0 && !within(path, layers[i].at); i-- {
-		}
-		if layers[i].upper == "" || layers[i].at == path || layers[i].conceal(path) != nil {
+		l := layerOf(layers, path)
+		if l.upper == "" || l.at == path || l.conceal(path) != nil {
 			v.masked = append(v.masked, path)
+		} else {
+			l.concealed = append(l.concealed, path)
 		}
 	}
 	return layers, nil
+}
+
+// layerOf is the layer that holds a path: the deepest comes last.
+func layerOf(layers []layer, path string) *layer {
+	i := len(layers) - 1
+	for ; i > 0 && !within(path, layers[i].at); i-- {
+	}
+	return &layers[i]
 }
 
 // settle makes the places in the tree that something is mounted on what they
@@ -248,6 +284,33 @@ func (v *view) fill() error {
 	}
 	v.unfilled = nil
 	return errors.Join(errs...)
+}
+
+// withdraw opens the draft's files that fill writes where they are in memory, so that
+// nothing of the draft is in use any more.
+func (v *view) withdraw(layers []layer) error {
+	root := resolve(v.root) + "/"
+	for i, u := range v.unfilled {
+		path, err := os.Readlink(descriptor(int(u.file.Fd())))
+		if err != nil {
+			return fmt.Errorf("find a file of the draft: %w", err)
+		}
+		path, found := strings.CutPrefix(path, root)
+		if !found {
+			continue
+		}
+		l := layerOf(layers, "/"+path)
+		made := filepath.Join(l.made, strings.TrimPrefix("/"+path, l.at))
+		file, err := os.OpenFile(made, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return fmt.Errorf("find a file of the draft: %w", err)
+		}
+		v.unfilled[i].file = file
+		if err := u.file.Close(); err != nil {
+			return fmt.Errorf("withdraw the draft: %w", err)
+		}
+	}
+	return nil
 }
 
 // makeFile makes a new file, and the folders above it, with that very mode.

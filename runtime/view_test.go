@@ -255,7 +255,7 @@ func TestHostLayers(t *testing.T) {
 		{Mountpoint: dir + "/no folder", FSType: "ext4"},
 	}
 	var got []string
-	for _, l := range hostLayers(mounts, "/base", []string{dir + "/home"}) {
+	for _, l := range (&view{base: "/base"}).hostLayers(mounts, []string{dir + "/home"}) {
 		got = append(got, strings.TrimPrefix(l.at, dir)+" "+l.upper)
 	}
 	want := []string{"/ /base/upper0", "/twice /base/upper1", "/usr ", "/var /base/upper3", "/var/lib /base/upper4"}
