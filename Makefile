@@ -28,16 +28,12 @@ GENERATE_PACKAGES := clang-$(CLANG) lld-$(CLANG) llvm-$(CLANG) libbpf-dev linux-
 
 SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' '*.elf' go.mod go.sum)
 
-agent: helper/dist/init helper/dist/escape $(SOURCES) | build-deps
+agent: helper/dist/escape $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
 # Measures what the journal costs; a run of it leaves no record.
 bin/agent-noaudit: agent
 	go build -trimpath -tags $(TAGS),noaudit -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
-
-# The init of a run: static, no libc, embedded in agent.
-helper/dist/init: $(filter helper/init/%,$(SOURCES))
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./helper/init
 
 # The program that tries to get out of a run, for agent selftest.
 helper/dist/escape: $(filter test/escape/%,$(SOURCES))

@@ -14,7 +14,7 @@
 // Who starts it chooses its arguments, its variables and the file of the token; what
 // listens on the port chooses the answer. All of them may be hostile.
 
-typedef unsigned long size;
+#include "kernel.h"
 
 enum {
 	TIMEOUT = 4, // seconds in all: the AWS SDKs have no limit of their own
@@ -27,14 +27,11 @@ enum {
 
 // Of the kernel's interface, what is the same on both architectures.
 enum {
-	EAGAIN = 11,
-	AT_FDCWD = -100,
 	O_CLOEXEC = 02000000,
 	AF_INET = 2,
 	SOCK_STREAM = 1,
 	SOCK_CLOEXEC = 02000000,
 	MSG_NOSIGNAL = 0x4000,
-	POLLOUT = 4,
 	ITIMER_REAL = 0,
 	SIGALRM = 14,
 	SIG_UNBLOCK = 1,
@@ -43,70 +40,21 @@ enum {
 
 #if defined(__x86_64__)
 enum {
-	SYS_READ = 0,
-	SYS_WRITE = 1,
 	SYS_RT_SIGACTION = 13,
-	SYS_RT_SIGPROCMASK = 14,
 	SYS_SETITIMER = 38,
 	SYS_SOCKET = 41,
 	SYS_CONNECT = 42,
-	SYS_SENDTO = 44,
-	SYS_EXIT_GROUP = 231,
 	SYS_OPENAT = 257,
-	SYS_PPOLL = 271,
 };
-
-// kernel makes a system call: what it returns below 0 is an error's number, negated.
-static long kernel(long number, long a, long b, long c, long d, long e, long f)
-{
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	register long r9 __asm__("r9") = f;
-	long result;
-	__asm__ volatile("syscall"
-			 : "=a"(result)
-			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return result;
-}
-#elif defined(__aarch64__)
+#else
 enum {
 	SYS_OPENAT = 56,
-	SYS_READ = 63,
-	SYS_WRITE = 64,
-	SYS_PPOLL = 73,
-	SYS_EXIT_GROUP = 94,
 	SYS_SETITIMER = 103,
 	SYS_RT_SIGACTION = 134,
-	SYS_RT_SIGPROCMASK = 135,
 	SYS_SOCKET = 198,
 	SYS_CONNECT = 203,
-	SYS_SENDTO = 206,
 };
-
-static long kernel(long number, long a, long b, long c, long d, long e, long f)
-{
-	register long x8 __asm__("x8") = number;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	register long x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-	return x0;
-}
-#else
-#error "the credential helper knows amd64 and arm64"
 #endif
-
-// text is bytes that may hold anything; no zero ends it.
-struct text {
-	const char *at;
-	size length;
-};
-
-#define TEXT(literal) ((struct text){literal, sizeof(literal) - 1})
 
 // All that is written to: what a usual exchange touches is one page.
 static struct {
@@ -117,34 +65,6 @@ static struct {
 	char request[MAX_REQUEST];
 	char answer[MAX_ANSWER + 1]; // likewise
 } memory __attribute__((aligned(4096)));
-
-_Noreturn static void leave(int code)
-{
-	for (;;)
-		kernel(SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0);
-}
-
-// write_all returns 0, or an error's number. It waits for a reader also where who has
-// made the descriptor would not.
-static long write_all(int fd, struct text t)
-{
-	struct {
-		int fd;
-		short events, happened;
-	} room = {fd, POLLOUT, 0};
-	while (t.length > 0) {
-		long n = kernel(SYS_WRITE, fd, (long)t.at, (long)t.length, 0, 0, 0);
-		if (n == -EAGAIN) {
-			kernel(SYS_PPOLL, (long)&room, 1, 0, 0, 0, 0);
-			continue;
-		}
-		if (n < 0)
-			return -n;
-		t.at += n;
-		t.length -= (size)n;
-	}
-	return 0;
-}
 
 // say adds to the message what any terminal shows in one line, as far as there is room.
 static void say(struct text t)
@@ -186,34 +106,12 @@ static void say_number(unsigned long number)
 	say((struct text){digits + first, sizeof(digits) - first});
 }
 
-// say_error adds the words of an error that can happen here.
+// say_error adds the words of an error.
 static void say_error(long error)
 {
-	switch (error) {
-	case 1: return say(TEXT("operation not permitted"));
-	case 2: return say(TEXT("no such file or directory"));
-	case 5: return say(TEXT("input/output error"));
-	case 9: return say(TEXT("bad file descriptor"));
-	case 12: return say(TEXT("cannot allocate memory"));
-	case 13: return say(TEXT("permission denied"));
-	case 20: return say(TEXT("not a directory"));
-	case 21: return say(TEXT("is a directory"));
-	case 22: return say(TEXT("invalid argument"));
-	case 23: return say(TEXT("too many open files in system"));
-	case 24: return say(TEXT("too many open files"));
-	case 27: return say(TEXT("file too large"));
-	case 28: return say(TEXT("no space left on device"));
-	case 32: return say(TEXT("broken pipe"));
-	case 36: return say(TEXT("file name too long"));
-	case 40: return say(TEXT("too many levels of symbolic links"));
-	case 99: return say(TEXT("cannot assign requested address"));
-	case 101: return say(TEXT("network is unreachable"));
-	case 104: return say(TEXT("connection reset by peer"));
-	case 105: return say(TEXT("no buffer space available"));
-	case 110: return say(TEXT("connection timed out"));
-	case 111: return say(TEXT("connection refused"));
-	case 113: return say(TEXT("no route to host"));
-	}
+	struct text words = words_of(error);
+	if (words.length > 0)
+		return say(words);
 	say(TEXT("errno "));
 	say_number((unsigned long)error);
 }
@@ -316,15 +214,6 @@ static long number(struct text t)
 		value = value * 10 + (t.at[i] - '0');
 	}
 	return value;
-}
-
-// text_of takes a C string, of which the kernel has seen that it ends.
-static struct text text_of(const char *string)
-{
-	size length = 0;
-	while (string[length] != 0)
-		length++;
-	return (struct text){string, length};
 }
 
 // variable finds one of the environment by its name and the sign behind it. The first
@@ -517,32 +406,10 @@ static int is_grant(struct text name)
 	return 1;
 }
 
-_Noreturn static void begin(int count, char **arguments, char **environment)
+_Noreturn void begin(int count, char **arguments, char **environment)
 {
 	limit_time();
 	if (count != 3 || !equal(text_of(arguments[1]), TEXT("credential")) || !is_grant(text_of(arguments[2])))
 		fail(TEXT("usage: helper credential GRANT"));
 	credential(text_of(arguments[2]), environment);
 }
-
-#ifdef HOSTED
-// Of the tests, to be built with sanitizers.
-int main(int count, char **arguments, char **environment)
-{
-	begin(count, arguments, environment);
-}
-#else
-// start is given the stack as the kernel leaves it: the number of arguments, those,
-// a zero, the variables, a zero.
-__attribute__((used)) _Noreturn static void start(long *stack)
-{
-	char **arguments = (char **)(stack + 1);
-	begin((int)stack[0], arguments, arguments + stack[0] + 1);
-}
-
-#if defined(__x86_64__)
-__asm__(".globl _start\n_start: xor %ebp, %ebp\n mov %rsp, %rdi\n and $-16, %rsp\n call start\n");
-#else
-__asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n mov x0, sp\n bl start\n");
-#endif
-#endif

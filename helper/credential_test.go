@@ -23,10 +23,10 @@ import (
 )
 
 // programs are the helper as it goes into a run, and one of the same source that
-// stops at what C leaves undefined.
-var programs = map[string]string{}
+// stops at what C leaves undefined; inits, a run's init, likewise.
+var programs, inits map[string]string
 
-// exitUndefined is the code of the latter; the helper itself has no such.
+// exitUndefined is the code of the latter; the programs themselves have no such.
 const exitUndefined = 99
 
 func TestMain(m *testing.M) {
@@ -34,22 +34,30 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	programs["embedded"], programs["sanitized"] = dir+"/embedded", dir+"/sanitized"
-	if err := os.WriteFile(programs["embedded"], Credential(), 0o700); err != nil {
-		panic(err)
-	}
-	out, err := exec.Command("gcc", "-DHOSTED", "-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror",
-		"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o", programs["sanitized"], "credential.c").CombinedOutput()
-	if err != nil {
-		panic(fmt.Sprintf("build the sanitized helper: %v\n%s", err, out))
-	}
+	programs, inits = build(dir, "credential", credential), build(dir, "init", program)
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
 
-// forEach runs a test with each of the programs.
-func forEach(t *testing.T, test func(t *testing.T, program string)) {
+// build makes both of a program's.
+func build(dir, name string, image []byte) map[string]string {
+	made := map[string]string{"embedded": filepath.Join(dir, name+"-embedded"), "sanitized": filepath.Join(dir, name+"-sanitized")}
+	if err := os.WriteFile(made["embedded"], image, 0o755); err != nil {
+		panic(err)
+	}
+	out, err := exec.Command("gcc", "-DHOSTED", "-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror",
+		"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o", made["sanitized"], name+".c").CombinedOutput()
+	if err != nil {
+		panic(fmt.Sprintf("build the sanitized %s: %v\n%s", name, err, out))
+	}
+	return made
+}
+
+// forEach runs a test with each of the helpers.
+func forEach(t *testing.T, test func(t *testing.T, program string)) { each(t, programs, test) }
+
+func each(t *testing.T, programs map[string]string, test func(t *testing.T, program string)) {
 	for name, program := range programs {
 		t.Run(name, func(t *testing.T) { test(t, program) })
 	}
@@ -451,15 +459,17 @@ func TestCredentialGivesUp(t *testing.T) {
 	})
 }
 
-// The helper runs in any tree, with or without a libc. Nothing of it is both written
-// and executed.
-func TestCredentialIsStaticAndSmall(t *testing.T) {
+func TestCredentialIsStaticAndSmall(t *testing.T) { isStaticAndSmall(t, "credential", credential) }
+
+// isStaticAndSmall looks at both images of a program: they run in any tree, with or
+// without a libc, and nothing of them is both written and executed.
+func isStaticAndSmall(t *testing.T, name string, embedded []byte) {
 	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
-		image, err := os.ReadFile("credential_" + arch + ".elf")
+		image, err := os.ReadFile(name + "_" + arch + ".elf")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if arch == runtime.GOARCH && !bytes.Equal(image, Credential()) {
+		if arch == runtime.GOARCH && !bytes.Equal(image, embedded) {
 			t.Errorf("%s is not what goes into a run", arch)
 		}
 		file, err := elf.NewFile(bytes.NewReader(image))

@@ -3,6 +3,7 @@
 package helper
 
 import (
+	"bytes"
 	"embed"
 	"errors"
 	"fmt"
@@ -10,37 +11,30 @@ import (
 	"io/fs"
 )
 
-// dist holds "init", built from helper/init, and "escape", built from
-// test/escape, beside a placeholder that lets the package compile before they
-// are.
+// dist holds "escape", built from test/escape, beside a placeholder that lets the
+// package compile before that is.
 //
 //go:embed dist/*
 var dist embed.FS
 
-// ErrMissing says that agent was built before its init was.
-var ErrMissing = errors.New("this agent was built without its init (run make)")
-
 // ErrEscapeMissing says that agent was built before its escape program was.
 var ErrEscapeMissing = errors.New("this agent was built without its escape program (run make)")
 
-// Init reads init's ELF image, which is not copied into memory for it. The error is
-// ErrMissing when the build had none.
-func Init() (io.Reader, error) { return open("init", ErrMissing) }
+// Init reads the ELF image of a run's init.
+func Init() (io.Reader, error) { return bytes.NewReader(program), nil }
 
 // Credential is the ELF image of the credential helper. It is read-only.
 func Credential() []byte { return credential }
 
-// Escape reads the escape program's, likewise. The error is ErrEscapeMissing when
-// the build had none.
-func Escape() (io.Reader, error) { return open("escape", ErrEscapeMissing) }
-
-func open(name string, missing error) (io.Reader, error) {
-	image, err := dist.Open("dist/" + name)
+// Escape reads the escape program's ELF image, which is not copied into memory for it.
+// The error is ErrEscapeMissing when the build had none.
+func Escape() (io.Reader, error) {
+	image, err := dist.Open("dist/escape")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, missing
+		return nil, ErrEscapeMissing
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the %s program: %w", name, err)
+		return nil, fmt.Errorf("read the escape program: %w", err)
 	}
 	return image, nil
 }

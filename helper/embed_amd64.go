@@ -2,5 +2,10 @@ package helper
 
 import _ "embed" // for go:embed
 
-//go:embed credential_amd64.elf
-var credential []byte
+var (
+	//go:embed credential_amd64.elf
+	credential []byte
+
+	//go:embed init_amd64.elf
+	program []byte
+)

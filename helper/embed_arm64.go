@@ -2,5 +2,10 @@ package helper
 
 import _ "embed" // for go:embed
 
-//go:embed credential_arm64.elf
-var credential []byte
+var (
+	//go:embed credential_arm64.elf
+	credential []byte
+
+	//go:embed init_arm64.elf
+	program []byte
+)

@@ -13,7 +13,7 @@ import (
 
 // lifeline is our end of the socket to a container's init, which ends when the
 // socket does: with this process, however it dies. Signals for the command go
-// over it, so that none is lost before init can take one. helper/init has
+// over it, so that none is lost before init can take one. helper/init.c has
 // the other end and describes the words.
 type lifeline struct {
 	*os.File

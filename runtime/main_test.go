@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -15,34 +14,18 @@ import (
 
 func init() { Init() }
 
-// initImage is built once: what the tests run is the program, not a stand-in.
+// initImage is the program that goes into every run, not a stand-in.
 var initImage []byte
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv("RUNTIME_TEST_ROLE"); role != "" {
 		os.Exit(play(role))
 	}
-	os.Exit(testMain(m))
-}
-
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "runtime-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	var err error
+	if initImage, err = os.ReadFile("../helper/init_" + runtime.GOARCH + ".elf"); err != nil {
+		panic(err)
 	}
-	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/init", "../helper/init")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build init: %v\n%s", err, out)
-		return 1
-	}
-	if initImage, err = os.ReadFile(dir + "/init"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(m.Run())
 }
 
 func needRoot(tb testing.TB) {

@@ -75,7 +75,7 @@ type Config struct {
 	Terminal              bool
 	Stdin, Stdout, Stderr *os.File
 
-	Init       io.Reader       // the image of the run's PID 1, helper/init, read once
+	Init       io.Reader       // the image of the run's PID 1, helper/init.c, read once
 	Files      map[string]File // by path below /agentops, read-only in the run
 	Bundle     []byte          // trusted CA certificates, PEM; nil leaves the view's own
 	Authority  []byte          // the one of them that is the run's own, PEM

@@ -17,7 +17,7 @@ var maskedPaths = []string{
 // readonlyPaths of /proc change the host.
 var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 
-// The descriptors of the run's init: see helper/init.
+// The descriptors of the run's init: see helper/init.c.
 const lifelineFD = "3"
 
 // specification is the container in the terms of the OCI runtime specification.
