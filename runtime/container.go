@@ -133,6 +133,7 @@ func configure(cfg *Config, v *view) (*configs.Config, error) {
 		tun := rule.Type == config.CharDevice && rule.Major == 10 && rule.Minor == 200
 		return rule.Allow && (anyNode || tun)
 	})
+	c.Devices = nil // they are in the tree
 	return c, nil
 }
 

@@ -33,7 +33,7 @@ func specification(cfg *Config, v *view) *specs.Spec {
 		Version:  specs.Version,
 		Root:     &specs.Root{Path: v.root},
 		Hostname: hostname(cfg.Hostname),
-		Mounts:   kernelMounts(),
+		Mounts:   kernelMounts(v),
 		Process: &specs.Process{
 			Terminal:        cfg.Terminal,
 			Args:            append(args, cfg.Command...),
@@ -63,17 +63,12 @@ func specification(cfg *Config, v *view) *specs.Spec {
 }
 
 // kernelMounts are the kernel's filesystems, which have to be mounted from
-// within the container's namespaces. All else is in the tree already.
-func kernelMounts() []specs.Mount {
+// within the container's namespaces. All else is in the tree already, but for
+// /dev: libcontainer edits that unless it mounts what it is told to have there.
+func kernelMounts(v *view) []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		// Always a fresh /dev: libcontainer edits the one that it finds.
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
-			Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777"}},
+		{Destination: "/dev", Type: "bind", Source: v.devices(), Options: []string{"rbind"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",

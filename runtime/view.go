@@ -65,6 +65,9 @@ func newView(cfg *Config) (_ *view, err error) {
 	if err := v.fillStage(cfg); err != nil {
 		return nil, fmt.Errorf("fill /agentops: %w", err)
 	}
+	if err := v.makeDevices(); err != nil {
+		return nil, fmt.Errorf("make the run's /dev: %w", err)
+	}
 	if err := os.Mkdir(v.root, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run's view: %w", err)
 	}
