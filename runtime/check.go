@@ -28,6 +28,8 @@ type Checker struct {
 
 // guarded is what of this host runs must not see, links resolved.
 type guarded struct {
+	system  []string // systemFolders
+	homes   []string
 	secrets []string // where secrets are
 	engines []string // sockets that give the host to who can write to them
 }
@@ -122,8 +124,12 @@ func (c *Checker) exposes(path string) error {
 	if path == "/" {
 		return errors.New("the run would have the whole host")
 	}
-	for _, dir := range systemFolders {
-		if within(dir, path) || within(resolve(dir), path) {
+	host, err := c.guarded()
+	if err != nil {
+		return err
+	}
+	for i, dir := range systemFolders {
+		if within(dir, path) || within(host.system[i], path) {
 			return fmt.Errorf("it is or holds %s, which is the host's", dir)
 		}
 	}
@@ -132,8 +138,7 @@ func (c *Checker) exposes(path string) error {
 			return fmt.Errorf("it is in %s, which is the host's", dir)
 		}
 	}
-	for _, dir := range homes() {
-		dir = resolve(dir)
+	for _, dir := range host.homes {
 		if within(dir, path) {
 			return fmt.Errorf("it is or holds the home folder %s, where keys are kept", dir)
 		}
@@ -142,10 +147,6 @@ func (c *Checker) exposes(path string) error {
 				return fmt.Errorf("it is in %s, where secrets are kept", filepath.Join(dir, name))
 			}
 		}
-	}
-	host, err := c.guarded()
-	if err != nil {
-		return err
 	}
 	for _, secret := range host.secrets {
 		if within(path, secret) || within(secret, path) {
@@ -163,12 +164,19 @@ func (c *Checker) exposes(path string) error {
 // findGuarded looks it up on this host. hidden are secrets as well.
 func findGuarded(hidden []string) (guarded, error) {
 	var g guarded
+	known := make(resolver)
+	for _, dir := range systemFolders {
+		g.system = append(g.system, known.resolve(dir))
+	}
+	for _, dir := range homes() {
+		g.homes = append(g.homes, known.resolve(dir))
+	}
 	secrets, err := findSecrets()
 	if err != nil {
 		return g, err
 	}
 	for _, path := range slices.Concat(hidden, engineSockets, secrets) {
-		g.secrets = append(g.secrets, resolve(path))
+		g.secrets = append(g.secrets, known.resolve(path))
 	}
 	sockets, err := hostSockets()
 	if err != nil {
@@ -176,7 +184,7 @@ func findGuarded(hidden []string) (guarded, error) {
 	}
 	for _, socket := range sockets {
 		if slices.Contains(engineSocketNames, filepath.Base(socket)) {
-			g.engines = append(g.engines, resolve(socket))
+			g.engines = append(g.engines, known.resolve(socket))
 		}
 	}
 	return g, nil

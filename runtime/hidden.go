@@ -86,9 +86,10 @@ type hiding struct {
 // see. extra are paths to hide beside the usual ones.
 func hide(extra, visible []string) (hiding, error) {
 	var h hiding
+	known := make(resolver)
 	for _, folder := range freshFolders {
 		if isDir(folder.path) {
-			h.fresh = append(h.fresh, resolve(folder.path))
+			h.fresh = append(h.fresh, known.resolve(folder.path))
 		}
 	}
 	secrets, err := findSecrets()
@@ -117,7 +118,7 @@ func hide(extra, visible []string) (hiding, error) {
 		if _, err := os.Stat(path); err != nil {
 			continue // nothing there, or a link to nothing
 		}
-		if path = resolve(path); !within(path, h.fresh...) && path != "/" {
+		if path = known.resolve(path); !within(path, h.fresh...) && path != "/" {
 			h.masked = append(h.masked, path)
 		}
 	}
@@ -234,6 +235,25 @@ func resolve(path string) string {
 		return path
 	}
 	return filepath.Join(resolve(filepath.Dir(path)), filepath.Base(path))
+}
+
+// resolver resolves many paths as resolve does, and looks at each folder once.
+type resolver map[string]string
+
+func (r resolver) resolve(path string) string {
+	path = filepath.Clean(path)
+	if path == "/" || path == "." {
+		return path
+	}
+	real, found := r[path]
+	if !found {
+		real = filepath.Join(r.resolve(filepath.Dir(path)), filepath.Base(path))
+		if _, err := os.Readlink(real); err == nil {
+			real = resolve(real)
+		}
+		r[path] = real
+	}
+	return real
 }
 
 func isDir(path string) bool {

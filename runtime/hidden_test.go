@@ -113,3 +113,28 @@ print(*(attempt(stat.S_IFCHR, 1, minor) for minor in (3, 5)))
 		t.Errorf("output:\n%s", output)
 	}
 }
+
+// A resolver finds what resolve does.
+func TestResolver(t *testing.T) {
+	dir := t.TempDir()
+	plant(t, dir, map[string]string{
+		"a/b/file": "", "link": "->a/b", "a/up": "->../a", "loop": "->loop", "gone": "->nowhere/x", "to": "->link",
+		"absolute": "->" + dir + "/to/../up",
+	})
+	known := make(resolver)
+	for _, path := range []string{
+		"", "a", "a/b/file", "link/file", "to/file/x", "a/up/up/b", "loop", "loop/x", "gone", "gone/x/y", "to/../a", "absolute/b", "no/such",
+	} {
+		path = filepath.Join(dir, path)
+		for range 2 {
+			if got, want := known.resolve(path), resolve(path); got != want {
+				t.Errorf("%s is %s, want %s", path, got, want)
+			}
+		}
+	}
+	for _, path := range []string{"/", ".", "/bin", "/no/such", "/proc/self/root"} {
+		if got, want := known.resolve(path), resolve(path); got != want {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
+	}
+}
