@@ -33,22 +33,37 @@ func hierarchies(mounts []*mountinfo.Info) []string {
 	return points
 }
 
-// unifiedPath is the folder of a process's cgroup in the version 2 hierarchy,
-// which on a host of version 1 is a hierarchy beside the others. membership is
-// the process's /proc/PID/cgroup.
-func unifiedPath(mounts []*mountinfo.Info, membership string) (string, error) {
+// unifiedMount is where the version 2 hierarchy is mounted, which on a host of version 1
+// is one beside the others. On most hosts it is in one of two places, and to look there
+// takes less than to read the table of all mounts.
+func unifiedMount() (string, error) {
+	for _, point := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if err := unix.Statfs(point, &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			return point, nil
+		}
+	}
+	mounts, err := listCgroupMounts()
+	if err != nil {
+		return "", err
+	}
 	for _, m := range mounts {
-		if m.FSType != "cgroup2" {
-			continue
+		if m.FSType == "cgroup2" {
+			return m.Mountpoint, nil
 		}
-		for line := range strings.Lines(membership) {
-			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-				return filepath.Join(m.Mountpoint, path), nil
-			}
-		}
-		return "", errors.New("the process is in no cgroup of version 2")
 	}
 	return "", errors.New("no cgroup2 filesystem is mounted")
+}
+
+// unifiedPath is a process's cgroup in the version 2 hierarchy. membership is its
+// /proc/PID/cgroup.
+func unifiedPath(membership string) (string, error) {
+	for line := range strings.Lines(membership) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path, nil
+		}
+	}
+	return "", errors.New("the process is in no cgroup of version 2")
 }
 
 func listCgroupMounts() ([]*mountinfo.Info, error) {
@@ -62,26 +77,20 @@ func listCgroupMounts() ([]*mountinfo.Info, error) {
 // makeCgroup makes a run's cgroup of version 2, which libcontainer then finds, and
 // returns its folder.
 func makeCgroup(name string) (string, error) {
-	mounts, err := listCgroupMounts()
+	point, err := unifiedMount()
 	if err != nil {
 		return "", err
 	}
-	for _, m := range mounts {
-		if m.FSType != "cgroup2" {
-			continue
-		}
-		path := filepath.Join(m.Mountpoint, name)
-		if err := os.Mkdir(path, 0o755); err != nil {
-			return "", fmt.Errorf("make the run's cgroup: %w", err)
-		}
-		return path, nil
+	path := filepath.Join(point, name)
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return "", fmt.Errorf("make the run's cgroup: %w", err)
 	}
-	return "", errors.New("no cgroup2 filesystem is mounted")
+	return path, nil
 }
 
 // unifiedPathOf is the folder of a process's cgroup of version 2.
 func unifiedPathOf(pid int) (string, error) {
-	mounts, err := listCgroupMounts()
+	point, err := unifiedMount()
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +98,8 @@ func unifiedPathOf(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return unifiedPath(mounts, string(membership))
+	path, err := unifiedPath(string(membership))
+	return filepath.Join(point, path), err
 }
 
 // removeCgroup ends what still runs in a run's cgroup, and removes that from

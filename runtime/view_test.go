@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -272,24 +273,32 @@ func TestLockPasswords(t *testing.T) {
 }
 
 func TestUnifiedPath(t *testing.T) {
-	v1 := &mountinfo.Info{Mountpoint: "/sys/fs/cgroup/cpu", FSType: "cgroup"}
-	for _, test := range []struct {
-		mounts     []*mountinfo.Info
-		membership string
-		want       string
-	}{
-		{[]*mountinfo.Info{{Mountpoint: "/sys/fs/cgroup", FSType: "cgroup2"}}, "0::/agentops-1\n", "/sys/fs/cgroup/agentops-1"},
-		{[]*mountinfo.Info{v1, {Mountpoint: "/sys/fs/cgroup/unified", FSType: "cgroup2"}},
-			"4:memory:/x\n1:cpu:/agentops-1\n0::/agentops-1\n", "/sys/fs/cgroup/unified/agentops-1"},
-		{[]*mountinfo.Info{v1}, "1:cpu:/agentops-1\n", ""},
-		{[]*mountinfo.Info{{Mountpoint: "/sys/fs/cgroup", FSType: "cgroup2"}}, "1:cpu:/x\n", ""},
+	for membership, want := range map[string]string{
+		"0::/agentops-1\n": "/agentops-1",
+		"4:memory:/x\n1:cpu:/agentops-1\n0::/x y/z\n": "/x y/z",
+		"1:cpu:/x\n": "",
+		"":           "",
 	} {
-		got, err := unifiedPath(test.mounts, test.membership)
-		if got != test.want || (err == nil) != (test.want != "") {
-			t.Errorf("%q: %q, %v; want %q", test.membership, got, err, test.want)
+		got, err := unifiedPath(membership)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v; want %q", membership, got, err, want)
 		}
 	}
+	v1 := &mountinfo.Info{Mountpoint: "/sys/fs/cgroup/cpu", FSType: "cgroup"}
 	if got := fmt.Sprint(hierarchies([]*mountinfo.Info{v1, v1})); got != "[/sys/fs/cgroup/cpu]" {
 		t.Errorf("hierarchies %s", got)
+	}
+}
+
+// Where the table of mounts has it first, it is.
+func TestUnifiedMount(t *testing.T) {
+	mounts, err := listCgroupMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
+	point, err := unifiedMount()
+	if (err == nil) != (i >= 0) || i >= 0 && point != mounts[i].Mountpoint {
+		t.Errorf("%q, %v, of %v", point, err, mounts)
 	}
 }
