@@ -104,6 +104,39 @@ func TestWorkspaceAndMounts(t *testing.T) {
 	}
 }
 
+// What a run changes goes to its folder on the disk, what was made for it does not. All
+// of it is one filesystem to the run.
+func TestChanges(t *testing.T) {
+	cfg := newConfig(t, "sh", "-c", `set -e
+		stat -c %d / /etc /etc/passwd /etc/ssl/certs/ca-certificates.crt /usr/bin/env | sort -u | wc -l >seen
+		echo new >/etc/new; echo more >>/etc/ssl/certs/ca-certificates.crt; mkdir /etc/ssl/mine; rm /etc/passwd
+		cat /etc/ssl/certs/ca-certificates.crt >>seen; ls -A /etc/ssl/private >>seen`)
+	c, err := Create(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if seen, err := os.ReadFile(cfg.Workspace + "/seen"); err != nil || string(seen) != "1\nthe bundle\nmore\n" {
+		t.Errorf("seen: %q, %v", seen, err)
+	}
+	upper := filepath.Join(viewFolder(cfg.Folder), upperName+"0")
+	var changes []string
+	err = filepath.WalkDir(upper, func(path string, _ os.DirEntry, err error) error {
+		changes = append(changes, strings.TrimPrefix(path, upper))
+		return err
+	})
+	want := []string{"", "/etc", "/etc/new", "/etc/passwd", "/etc/ssl", "/etc/ssl/certs", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/mine"}
+	if err != nil || !slices.Equal(changes, want) {
+		t.Errorf("on the disk: %q, %v; want %q", changes, err, want)
+	}
+}
+
 func TestWorkspaceInHiddenHome(t *testing.T) {
 	needRoot(t)
 	dir, err := os.MkdirTemp("/root", "runtime-test-")
