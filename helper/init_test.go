@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,7 +49,7 @@ func beginInit(t *testing.T, program string, filter []byte, env []string, comman
 	defer write.Close()
 	r := &initRun{Cmd: exec.Command(program, append([]string{"3", "--"}, command...)...), lifeline: ours, read: make(chan string, 1)}
 	r.ExtraFiles = []*os.File{theirs, null, write, write}
-	r.Env = append(env, fmt.Sprintf("ASAN_OPTIONS=exitcode=%d", exitUndefined), fmt.Sprintf("UBSAN_OPTIONS=exitcode=%d", exitUndefined))
+	r.Env = append(slices.Clip(env), fmt.Sprintf("ASAN_OPTIONS=exitcode=%d", exitUndefined), fmt.Sprintf("UBSAN_OPTIONS=exitcode=%d", exitUndefined))
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
