@@ -105,7 +105,7 @@ func hurry() {
 }
 
 // settle ends that. What lasts has the collector seldom, for it costs requests;
-// tendMemory bounds what that takes, and gives back what the start has left.
+// tend bounds what that takes, and gives back what the start has left.
 func settle() {
 	const seldom = 400 // percent of what is in use
 	debug.SetGCPercent(seldom)
@@ -292,7 +292,7 @@ func (r *execution) serve() {
 	r.start("the credential server", func() error {
 		return r.credentials.server.Serve(r.stopped, r.boundary.credentials)
 	})
-	r.start("the bound on memory", func() error { return tendMemory(r.stopped) })
+	r.start("the bound on memory", func() error { return tend(r.stopped) })
 }
 
 // start runs one of the run's servers until the run is over.

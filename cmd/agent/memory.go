@@ -27,11 +27,12 @@ const (
 	quiet = 3
 )
 
-// tendMemory keeps what a run takes of the host small while it is not: the nearer to
+// tend keeps what a run takes of the host small while it is not: the nearer to
 // the limit, the sooner the collector runs. What is in use moves the limit up in time,
 // since a collector that cannot stay below it would do nothing else. Whenever there is
 // nothing to do any more, what the start or the last requests have left is given back.
-func tendMemory(ctx context.Context) error {
+// Of the processors, it takes those that the work needs.
+func tend(ctx context.Context) error {
 	inUse := []metrics.Sample{
 		{Name: "/gc/heap/live:bytes"},
 		{Name: "/memory/classes/heap/stacks:bytes"},
@@ -44,7 +45,8 @@ func tendMemory(ctx context.Context) error {
 	ticker := time.NewTicker(tended)
 	defer ticker.Stop()
 	var program programPages // found when it is needed, not in a start
-	spent, idle := processorTime(), 0
+	processors := allProcessors()
+	began, spent, idle := time.Now(), processorTime(), 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -60,8 +62,9 @@ func tendMemory(ctx context.Context) error {
 			sum += sample.Value.Uint64()
 		}
 		debug.SetMemoryLimit(max(roomy, int64(sum+sum/5)))
-		last := spent
-		spent = processorTime()
+		lastBegan, last := began, spent
+		began, spent = time.Now(), processorTime()
+		processors.tend(float64(spent-last) / float64(began.Sub(lastBegan)))
 		if spent-last > busy {
 			idle = 0
 		} else if idle++; idle == quiet {
