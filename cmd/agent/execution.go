@@ -98,9 +98,8 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 // hurry lets a start, and what is over a second later, do without the garbage
 // collector, which would take a tenth of the time, and with less of Go's own watch.
 func hurry() {
-	const enough = 64 << 20 // bytes, beyond which it does collect
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(enough)
+	debug.SetMemoryLimit(roomy) // beyond which it does collect
 	sysmon.Slow()
 }
 
