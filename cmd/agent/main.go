@@ -11,6 +11,10 @@ import (
 // The first process of every container is this program again.
 func init() { runtime.Init() }
 
+// main leaves the program to another goroutine: the main one is tied to the first
+// thread, and whatever such a one waits for takes two hand-overs between threads.
 func main() {
-	os.Exit(run(processEnv()))
+	code := make(chan int)
+	go func() { code <- run(processEnv()) }()
+	os.Exit(<-code)
 }
