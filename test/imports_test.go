@@ -17,7 +17,7 @@ var mayImport = map[string][]string{
 	"runtime/sysmon": {},
 	"helper":         {},
 	"runtime":        {"audit", "runtime"},
-	"runtime/child":  {"runtime/sysmon"},
+	"runtime/child":  {},
 	"mitm":           {"audit", "mitm"},
 	"mitm/policy":    {},
 	"mitm/authority": {},

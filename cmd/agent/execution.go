@@ -96,11 +96,10 @@ func (e *env) execute(ctx context.Context, spec *runSpec) (code int, err error) 
 }
 
 // hurry lets a start, and what is over a second later, do without the garbage
-// collector, which would take a tenth of the time, and with less of Go's own watch.
+// collector, which would take a tenth of the time. Go's own watch is slow already.
 func hurry() {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(roomy) // beyond which it does collect
-	sysmon.Slow()
 }
 
 // settle ends that. What lasts has the collector seldom, for it costs requests;

@@ -10,15 +10,12 @@ package child
 import (
 	"os"
 
-	"agentops/runtime/sysmon"
-
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go starts
 )
 
 func init() {
 	if os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
-		sysmon.Slow()
 		libcontainer.Init() // becomes the command
 	}
 }

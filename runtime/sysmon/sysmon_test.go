@@ -14,11 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// One thread may wake late then, which is none that goroutines run on, and none in the
-// end.
+// One thread may wake late, which is none that goroutines run on, and none in the end.
 func TestSlow(t *testing.T) {
 	busy := runningGoroutines()
-	Slow()
 	late := lateThreads(t)
 	if len(late) != 1 || slices.Contains(busy, late[0]) {
 		t.Errorf("threads %s may wake late, want one that is not of %s", late, busy)
