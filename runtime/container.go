@@ -183,7 +183,7 @@ func (c *Container) begin(cfg *Config) error {
 		}
 		c.process.ExtraFiles = append(c.process.ExtraFiles, files...)
 	}
-	if err := errors.Join(c.container.Start(c.process), <-sent); err != nil {
+	if err := errors.Join(c.startProcess(), <-sent); err != nil {
 		return err
 	}
 	inner.Close()
@@ -199,6 +199,19 @@ func (c *Container) begin(cfg *Config) error {
 		return c.terminal.connect()
 	}
 	return nil
+}
+
+// startProcess starts the first process, for which libcontainer takes this variable
+// from us. It has Go use one processor anyway, but only when that has prepared for all.
+func (c *Container) startProcess() error {
+	const processors = "GOMAXPROCS"
+	if os.Getenv(processors) == "" {
+		if err := os.Setenv(processors, "1"); err != nil {
+			return err
+		}
+		defer func() { _ = os.Unsetenv(processors) }() // never fails
+	}
+	return c.container.Start(c.process)
 }
 
 // serveFilter waits until init has put the filter on, and starts to serve it.
