@@ -113,11 +113,16 @@ func settle() {
 // begin acquires what a run needs before its first event: a name, the boundary,
 // credentials, and its journal. It fails without a trace.
 func (r *execution) begin() error {
-	// A namespace that nobody is in has no name, and waits for the kernel.
-	made := make(chan error, 1)
+	// What nobody else can see: the namespace, which waits for the kernel, and the keys.
+	made := make(chan error, 2)
 	go func() {
 		var err error
 		r.boundary, err = newBoundary(r.spec.policy.UDPPorts())
+		made <- err
+	}()
+	go func() {
+		var err error
+		r.authority, err = authority.New(r.spec.id)
 		made <- err
 	}()
 	err := r.takeName()
@@ -128,7 +133,7 @@ func (r *execution) begin() error {
 	if err == nil {
 		err = r.openJournal()
 	}
-	if err = errors.Join(err, <-made); err != nil && r.folder != "" {
+	if err = errors.Join(err, <-made, <-made); err != nil && r.folder != "" {
 		_ = os.RemoveAll(r.folder)
 	}
 	return err
@@ -186,9 +191,6 @@ func (r *execution) openLog() (err error) {
 
 // perform runs the command within the boundary and returns how it ended.
 func (r *execution) perform() (status runtime.Status, err error) {
-	if r.authority, err = authority.New(r.spec.id); err != nil {
-		return status, err
-	}
 	layout, err := r.env.kernelLayout()
 	if err != nil {
 		return status, err
@@ -203,11 +205,13 @@ func (r *execution) perform() (status runtime.Status, err error) {
 	if err = errors.Join(err, <-attached); err != nil {
 		return status, err
 	}
+	// Before the servers wait in the kernel, and with them the threads that Go hands
+	// each kind of signal over by.
+	stopSignals := r.forwardSignals()
+	defer stopSignals()
 	r.serve()
 	r.terminated = make(chan struct{})
 	r.serving.Go(r.watch)
-	stopSignals := r.forwardSignals()
-	defer stopSignals()
 	r.started = true
 	time.AfterFunc(time.Second, settle)
 	if err = r.container.Start(); err == nil {
