@@ -8,11 +8,11 @@ package sysmon
 
 import "os"
 
-// slack is how late sysmon may wake, in nanoseconds.
-const slack = "1000000"
+// slack is how late sysmon may wake, in nanoseconds, and with it the threads that it
+// starts: much less than the ten milliseconds after which it does most of its work.
+const slack = "4000000"
 
-// Sysmon may wake up to a millisecond late, and with it the threads that it starts from
-// now on. It is a favour: where it is not granted, nothing is lost.
+// To be slow is a favour: where it is not granted, nothing is lost.
 func init() {
 	// The kernel names threads in the order of their start: the first one, and then
 	// sysmon, which the runtime starts before any other.
