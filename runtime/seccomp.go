@@ -28,7 +28,7 @@ func compileFilter(known callTables) ([]byte, error) {
 		return nil, fmt.Errorf("compile the filter of system calls: %w", err)
 	}
 	// An array of the kernel's struct sock_filter.
-	var image []byte
+	image := make([]byte, 0, 8*len(raw))
 	for _, r := range raw {
 		image = binary.NativeEndian.AppendUint16(image, r.Op)
 		image = append(image, r.Jt, r.Jf)
@@ -131,19 +131,19 @@ func (t callTable) verdicts(allowed map[string]bool) []bpf.Instruction {
 		}
 		stretches = append(stretches, s)
 	}
-	return halve(stretches)
+	return halve(nil, stretches)
 }
 
-func halve(stretches []stretch) []bpf.Instruction {
+// halve appends to code what finds a number's verdict among stretches.
+func halve(code []bpf.Instruction, stretches []stretch) []bpf.Instruction {
 	if len(stretches) == 1 {
-		return stretches[0].verdict
+		return append(code, stretches[0].verdict...)
 	}
-	middle := len(stretches) / 2
-	below, rest := halve(stretches[:middle]), halve(stretches[middle:])
-	return slices.Concat([]bpf.Instruction{
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: stretches[middle].first, SkipTrue: 1},
-		bpf.Jump{Skip: uint32(len(below))},
-	}, below, rest)
+	middle, at := len(stretches)/2, len(code)
+	code = append(code, bpf.JumpIf{Cond: bpf.JumpLessThan, Val: stretches[middle].first, SkipTrue: 1}, nil)
+	code = halve(code, stretches[:middle])
+	code[at+1] = bpf.Jump{Skip: uint32(len(code) - at - 2)}
+	return halve(code, stretches[middle:])
 }
 
 // byArguments are the calls of which some are allowed. clone3 has its flags in
