@@ -26,7 +26,7 @@ CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-
 BENCH_PACKAGES := conmon curl mitmproxy nghttp2-client nghttp2-proxy nginx-light runc wrk
 GENERATE_PACKAGES := clang-$(CLANG) lld-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
 
-SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.s' '*.o' '*.elf' go.mod go.sum)
+SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.c' '*.s' '*.o' '*.elf' go.mod go.sum)
 
 agent: helper/dist/escape $(SOURCES) | build-deps
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent

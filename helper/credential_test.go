@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	programs, inits = build(dir, "credential", credential), build(dir, "init", program)
+	programs, inits = build(dir, "credential", credential), build(dir, "init", initial)
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

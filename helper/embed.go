@@ -3,7 +3,6 @@
 package helper
 
 import (
-	"bytes"
 	"embed"
 	"errors"
 	"fmt"
@@ -20,10 +19,10 @@ var dist embed.FS
 // ErrEscapeMissing says that agent was built before its escape program was.
 var ErrEscapeMissing = errors.New("this agent was built without its escape program (run make)")
 
-// Init reads the ELF image of a run's init.
-func Init() (io.Reader, error) { return bytes.NewReader(program), nil }
+// Init is the ELF image of a run's init. It is read-only.
+func Init() []byte { return initial }
 
-// Credential is the ELF image of the credential helper. It is read-only.
+// Credential is that of the credential helper, likewise.
 func Credential() []byte { return credential }
 
 // Escape reads the escape program's ELF image, which is not copied into memory for it.

@@ -7,5 +7,5 @@ var (
 	credential []byte
 
 	//go:embed init_amd64.elf
-	program []byte
+	initial []byte
 )

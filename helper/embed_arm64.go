@@ -7,5 +7,5 @@ var (
 	credential []byte
 
 	//go:embed init_arm64.elf
-	program []byte
+	initial []byte
 )

@@ -88,7 +88,7 @@ func (r *initRun) word(t *testing.T) string {
 	return string(word)
 }
 
-func TestInitIsStaticAndSmall(t *testing.T) { isStaticAndSmall(t, "init", program) }
+func TestInitIsStaticAndSmall(t *testing.T) { isStaticAndSmall(t, "init", initial) }
 
 func TestInitExitCode(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "script")

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,7 +80,7 @@ func newConfig(tb testing.TB, command ...string) Config {
 		Command:    command,
 		Env:        []string{"PATH=" + standardPath, "HOME=/root"},
 		Hostname:   "test-run",
-		Init:       bytes.NewReader(initImage),
+		Init:       initImage,
 		ResolvConf: []byte("nameserver 198.18.0.1\n"),
 		Hosts:      []byte("127.0.0.1 localhost\n"),
 		Bundle:     []byte("the bundle\n"),

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,10 +22,9 @@ func play(role string) int {
 	return 1
 }
 
-// scene is what stdin describes; Init is the Config's.
+// scene is what stdin describes.
 type scene struct {
 	RunDir string
-	Init   []byte
 	Config Config
 }
 
@@ -37,7 +35,6 @@ func playAgent(claim bool) int {
 		return 1
 	}
 	cfg := play.Config
-	cfg.Init = bytes.NewReader(play.Init)
 	if claim {
 		c, err := TakeClaim(play.RunDir, "killed", Record{ID: cfg.ID, PID: os.Getpid(), Folder: cfg.Folder})
 		if err != nil {

@@ -8,7 +8,6 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -75,7 +74,7 @@ type Config struct {
 	Terminal              bool
 	Stdin, Stdout, Stderr *os.File
 
-	Init       io.Reader       // the image of the run's PID 1, helper/init.c, read once
+	Init       []byte          // the image of the run's PID 1, helper/init.c
 	Files      map[string]File // by path below /agentops, read-only in the run
 	Bundle     []byte          // trusted CA certificates, PEM; nil leaves the view's own
 	Authority  []byte          // the one of them that is the run's own, PEM
@@ -126,7 +125,7 @@ func (cfg *Config) check() error {
 	if len(cfg.Command) == 0 {
 		return errors.New("no command was given")
 	}
-	if cfg.Init == nil {
+	if len(cfg.Init) == 0 {
 		return errors.New("no init was given")
 	}
 	if !hasSeccomp {

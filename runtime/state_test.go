@@ -59,8 +59,7 @@ func (a *agent) begin(t *testing.T, runDir string, cfg Config) {
 		_ = a.Process.Kill()
 		_ = a.Wait()
 	})
-	cfg.Init = nil
-	if err := json.NewEncoder(a.stdin).Encode(scene{runDir, initImage, cfg}); err != nil {
+	if err := json.NewEncoder(a.stdin).Encode(scene{runDir, cfg}); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := fmt.Fscanln(a.stdout, &a.pid); n != 1 {

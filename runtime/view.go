@@ -243,6 +243,8 @@ func (v *view) fillStage(cfg *Config) error {
 		"resolv.conf": {Content: cfg.ResolvConf},
 		"hosts":       {Content: cfg.Hosts},
 		"hostname":    {Content: []byte(hostname(cfg.Hostname) + "\n")},
+
+		"agentops/" + initName: {Content: cfg.Init, Mode: 0o555},
 	}
 	for name, file := range cfg.Files {
 		files["agentops/"+name] = file
@@ -256,7 +258,7 @@ func (v *view) fillStage(cfg *Config) error {
 			return err
 		}
 	}
-	return v.writeLater(filepath.Join(v.stage, "agentops", initName), func() io.Reader { return cfg.Init }, 0o555)
+	return nil
 }
 
 // writeFile writes a new file, and the folders above it, with that very mode.

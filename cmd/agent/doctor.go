@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 
 	"agentops/bpf"
-	"agentops/helper"
 	"agentops/netns"
 	"agentops/runtime"
 
@@ -95,7 +94,6 @@ func (e *env) examine() []finding {
 		check("overlay", "overlayfs, Linux 4.0", "modprobe overlay", func() error {
 			return inFile("/proc/filesystems", "\toverlay\n", "the kernel does not know overlayfs")
 		}),
-		check("init", "a binary built by make", "make", func() error { _, err := helper.Init(); return err }),
 		check("state folder", "a folder that can be written", "set AGENTOPS_STATE_DIR", func() error { return writable(e.stateDir()) }),
 		check("run folder", "a folder that can be written", "set AGENTOPS_RUN_DIR", func() error { return writable(e.runDir()) }),
 		check("trusted roots", "a CA bundle of the system", "apt-get install ca-certificates", trustedRoots),

@@ -18,6 +18,7 @@ import (
 
 	"agentops/audit"
 	"agentops/bpf"
+	"agentops/helper"
 	"agentops/mitm"
 	"agentops/mitm/authority"
 	"agentops/mitm/policy"
@@ -360,7 +361,7 @@ func (r *execution) containerConfig() runtime.Config {
 		Stdin:      r.env.stdin,
 		Stdout:     asFile(r.env.stdout),
 		Stderr:     asFile(r.env.stderr),
-		Init:       r.spec.init,
+		Init:       helper.Init(),
 		Files:      files,
 		Bundle:     append(r.spec.bundle, r.authority.PEM()...), // which has room for it
 		Authority:  r.authority.PEM(),

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +16,6 @@ import (
 	"agentops/audit"
 	"agentops/bpf"
 	"agentops/credsrv/grant"
-	"agentops/helper"
 	"agentops/mitm"
 	"agentops/mitm/policy"
 	"agentops/runtime"
@@ -53,7 +51,6 @@ type runSpec struct {
 	network   mitm.Limits
 	roots     func() *x509.CertPool // of upstreams
 	bundle    []byte                // system roots, PEM
-	init      io.Reader
 	terminal  bool
 	stdin     bool
 	quiet     bool
@@ -134,9 +131,6 @@ func (e *env) resolve(flags runFlags, command []string) (*runSpec, error) {
 	}
 	if err := supported(); err != nil {
 		return nil, withHint(err, "agent doctor says what else this host has and lacks")
-	}
-	if s.init, err = helper.Init(); err != nil {
-		return nil, err
 	}
 	s.recorded = s.record(merged, host)
 	return s, nil
