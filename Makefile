@@ -9,26 +9,24 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # Static: one binary for every host. Names are looked up by Go itself.
-TAGS := netgo,osusergo,seccomp
+TAGS := netgo,osusergo
 LDFLAGS := -s -w -X main.version=$(VERSION) -linkmode external -extldflags -static
 
 GOLANGCI_LINT := v2.15.0
 CLANG := 14
 H2SPEC := v2.2.1+incompatible
 
-# What the build needs beside Go and gcc.
-BUILD_PACKAGES := libseccomp-dev pkg-config
 # What the tests and the demo use of Debian's, and what generates and lints.
 TEST_PACKAGES := awscli ca-certificates curl git nginx-light nodejs ntpsec-ntpdig openssl python3 python3-requests wget
 # The clients of docs/clients.md beside: programs that others package as well are named.
 CLIENT_PACKAGES := cargo-web=cargo default-jdk-headless=javac gnutls-bin liblwp-protocol-https-perl maven=mvn npm=npm \
 	php-cli=php python3-pycurl ruby=ruby
 BENCH_PACKAGES := conmon curl mitmproxy nghttp2-client nghttp2-proxy nginx-light runc wrk
-GENERATE_PACKAGES := clang-$(CLANG) lld-$(CLANG) llvm-$(CLANG) libbpf-dev linux-libc-dev
+GENERATE_PACKAGES := clang-$(CLANG) lld-$(CLANG) llvm-$(CLANG) libbpf-dev libseccomp-dev linux-libc-dev pkg-config
 
 SOURCES := $(shell git ls-files -co --exclude-standard '*.go' '*.c' '*.s' '*.o' '*.elf' go.mod go.sum)
 
-agent: helper/dist/escape $(SOURCES) | build-deps
+agent: helper/dist/escape $(SOURCES)
 	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/agent
 
 # Measures what the journal costs; a run of it leaves no record.
@@ -76,7 +74,7 @@ load: deps agent
 
 # Public suites against the proxy; docs/conformance.md has the scores.
 .PHONY: conformance
-conformance: bin/h2spec | build-deps
+conformance: bin/h2spec
 	go test -tags $(TAGS),conformance -count=1 -v -run '^TestConformance$$' ./mitm
 
 bin/h2spec:
@@ -85,19 +83,15 @@ bin/h2spec:
 .PHONY: generate
 generate:
 	test/install.sh $(GENERATE_PACKAGES)
-	go generate ./bpf ./helper
+	go generate ./bpf ./helper ./runtime
 
 .PHONY: lint
-lint: bin/golangci-lint-$(GOLANGCI_LINT) | build-deps
+lint: bin/golangci-lint-$(GOLANGCI_LINT)
 	$< run --build-tags $(TAGS) ./...
 
 bin/golangci-lint-$(GOLANGCI_LINT):
 	GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
 	mv bin/golangci-lint $@
-
-.PHONY: build-deps
-build-deps:
-	test/install.sh $(BUILD_PACKAGES)
 
 .PHONY: deps
 deps:

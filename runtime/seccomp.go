@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -88,6 +89,20 @@ type callTables map[uint32][]callTable
 type callTable struct {
 	first uint32
 	names []string
+}
+
+// namedCalls is a callTable as generate_calls.go writes it: a name on each line.
+type namedCalls struct {
+	arch, first uint32
+	names       string
+}
+
+func readCallTables() callTables {
+	known := make(callTables)
+	for _, t := range machineCalls {
+		known[t.arch] = append(known[t.arch], callTable{t.first, strings.Split(t.names, "\n")})
+	}
+	return known
 }
 
 // name is empty for a number that is in no table.

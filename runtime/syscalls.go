@@ -74,16 +74,6 @@ var allowedCalls = []string{
 	"breakpoint", "cacheflush",
 }
 
-// newCalls are the calls from number firstNewCall on, which are newer than the
-// oldest libseccomp that is built with. All architectures number them alike.
-var newCalls = []string{
-	"cachestat", "fchmodat2", "map_shadow_stack", "futex_wake", "futex_wait", "futex_requeue", "statmount", "listmount",
-	"lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules", "mseal", "setxattrat", "getxattrat", "listxattrat",
-	"removexattrat", "open_tree_attr", "file_getattr", "file_setattr", "listns",
-}
-
-const firstNewCall = 451
-
 // refusedCalls say of calls that are not allowed why they are not, and how many
 // arguments they have. Any other is of no use to a run.
 var refusedCalls = []struct {

@@ -24,7 +24,7 @@ func TestTheBinaryRecords(t *testing.T) {
 			tags = setting.Value
 		}
 	}
-	if !strings.Contains(tags, "seccomp") || strings.Contains(tags, "noaudit") {
+	if !strings.Contains(tags, "netgo") || strings.Contains(tags, "noaudit") {
 		t.Errorf("agent is built with tags %q", tags)
 	}
 }
