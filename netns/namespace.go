@@ -45,8 +45,9 @@ var Nameserver = netip.MustParseAddr("198.19.255.252")
 // Namespace is a network namespace. It lives as long as this value, or a
 // process in it.
 type Namespace struct {
-	file *os.File
-	ipv6 bool
+	file  *os.File
+	ipv6  bool
+	calls chan func() // for the thread that Do uses; nil: closed
 }
 
 // New makes a namespace with lo only, every address routed to it.
@@ -57,8 +58,9 @@ func Empty() (*Namespace, error) { return create(func(*Namespace) error { return
 
 // create makes a namespace and calls setUp on a thread in it.
 func create(setUp func(*Namespace) error) (*Namespace, error) {
-	ns := &Namespace{ipv6: hasIPv6()}
-	err := onThread(func() error {
+	ns := &Namespace{ipv6: hasIPv6(), calls: make(chan func())}
+	go inhabit(ns.calls)
+	err := ns.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare a network namespace: %w", err)
 		}
@@ -75,6 +77,15 @@ func create(setUp func(*Namespace) error) (*Namespace, error) {
 	return ns, nil
 }
 
+// inhabit makes calls on a thread of its own, which ends with them, so that whatever
+// they change of it cannot reach another goroutine.
+func inhabit(calls <-chan func()) {
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	for call := range calls {
+		call()
+	}
+}
+
 // IPv6 reports whether the namespace has IPv6; it lacks it where the host does.
 func (ns *Namespace) IPv6() bool { return ns.ipv6 }
 
@@ -86,15 +97,16 @@ func (ns *Namespace) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd())
 }
 
-// Do calls f on a thread inside the namespace. Goroutines that f starts run
-// outside of it; sockets that f makes belong to it for life.
+// Do calls f on the one thread inside the namespace, and must not be called by it.
+// Goroutines that f starts run outside; sockets that f makes belong to the namespace
+// for life.
 func (ns *Namespace) Do(f func() error) error {
-	return onThread(func() error {
-		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter the network namespace: %w", err)
-		}
-		return f()
-	})
+	if ns.calls == nil {
+		return errors.New("enter the network namespace: it is closed")
+	}
+	done := make(chan error, 1)
+	ns.calls <- func() { done <- f() }
+	return <-done
 }
 
 // Listen opens a TCP listener inside the namespace; network is "tcp4" or
@@ -170,23 +182,15 @@ func setOptions(network, _ string, raw syscall.RawConn) error {
 
 // Close lets go of the namespace. It may be called again.
 func (ns *Namespace) Close() error {
-	if ns.file == nil {
+	if ns.calls == nil {
 		return nil
 	}
-	file := ns.file
-	ns.file = nil
-	return file.Close()
-}
-
-// onThread calls f on a thread of its own that ends with it, so that whatever f
-// changes of the thread cannot reach another goroutine.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
-	}()
-	return <-done
+	close(ns.calls)
+	ns.calls = nil
+	if ns.file == nil {
+		return nil // it was not made
+	}
+	return ns.file.Close()
 }
 
 // setUp configures the namespace of the current thread.
