@@ -335,3 +335,19 @@ func TestUnifiedMount(t *testing.T) {
 		t.Errorf("%q, %v, of %v", point, err, mounts)
 	}
 }
+
+// Who expects moves stays where it is.
+func TestExpectMoves(t *testing.T) {
+	where := func() string {
+		content, err := os.ReadFile("/proc/self/cgroup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(content)
+	}
+	before := where()
+	ExpectMoves()
+	if after := where(); after != before {
+		t.Errorf("moved from\n%sto\n%s", before, after)
+	}
+}
