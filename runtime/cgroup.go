@@ -89,11 +89,11 @@ func makeCgroup(name string) (string, error) {
 }
 
 // ExpectMoves has the kernel prepare for a process to be moved to another cgroup, for
-// which it waits some 10 ms unless one was moved a moment ago: it moves the calling thread
-// to where it is. It is a favour: where it is not granted, nothing is lost.
+// which it waits some 10 ms unless one was moved a moment ago: it moves the calling one to
+// where it is. It is a favour: where it is not granted, nothing is lost.
 func ExpectMoves() {
 	if folder, err := unifiedPathOf(os.Getpid()); err == nil {
-		_ = os.WriteFile(filepath.Join(folder, "cgroup.threads"), []byte("0"), 0)
+		_ = os.WriteFile(filepath.Join(folder, "cgroup.procs"), []byte("0"), 0)
 	}
 }
 

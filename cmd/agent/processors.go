@@ -6,7 +6,7 @@ import (
 )
 
 // full is how much of its processors' time the work takes when it needs more of them.
-const full = 0.9
+const full = 0.8
 
 // processors is how many of the host's do the work of a run. With more than it needs, it
 // is handed over between threads, each of which has to be woken.
