@@ -27,20 +27,16 @@ enum {
 
 // Of the kernel's interface, what is the same on both architectures.
 enum {
-	O_CLOEXEC = 02000000,
 	AF_INET = 2,
 	SOCK_STREAM = 1,
 	SOCK_CLOEXEC = 02000000,
-	MSG_NOSIGNAL = 0x4000,
 	ITIMER_REAL = 0,
-	SIGALRM = 14,
 	SIG_UNBLOCK = 1,
 	SA_RESTORER = 0x04000000,
 };
 
 #if defined(__x86_64__)
 enum {
-	SYS_RT_SIGACTION = 13,
 	SYS_SETITIMER = 38,
 	SYS_SOCKET = 41,
 	SYS_CONNECT = 42,
@@ -50,7 +46,6 @@ enum {
 enum {
 	SYS_OPENAT = 56,
 	SYS_SETITIMER = 103,
-	SYS_RT_SIGACTION = 134,
 	SYS_SOCKET = 198,
 	SYS_CONNECT = 203,
 };

@@ -7,13 +7,17 @@ typedef unsigned long size;
 enum {
 	EAGAIN = 11,
 	AT_FDCWD = -100,
+	O_CLOEXEC = 02000000,
 	POLLOUT = 4,
+	MSG_NOSIGNAL = 0x4000,
+	SIGALRM = 14,
 };
 
 #if defined(__x86_64__)
 enum {
 	SYS_READ = 0,
 	SYS_WRITE = 1,
+	SYS_RT_SIGACTION = 13,
 	SYS_RT_SIGPROCMASK = 14,
 	SYS_SENDTO = 44,
 	SYS_EXIT_GROUP = 231,
@@ -39,6 +43,7 @@ enum {
 	SYS_WRITE = 64,
 	SYS_PPOLL = 73,
 	SYS_EXIT_GROUP = 94,
+	SYS_RT_SIGACTION = 134,
 	SYS_RT_SIGPROCMASK = 135,
 	SYS_SENDTO = 206,
 };

@@ -31,7 +31,7 @@ end by signal n.`,
   agent run -it -- bash
   agent run --rootfs ./image -v ./data:/data:ro -- /bin/tool`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			go runtime.ExpectMoves()
+			go runtime.ExpectMoves() // beside all that comes before there is a process
 			spec, err := e.resolve(flags, args)
 			if err != nil {
 				return err
